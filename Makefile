@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Everything is built into build/ (or B=...). Targets: all, check, check-libvirt, demo, install, deps, clean.
+
+VERSION    = 0.1
+PREFIX     = /usr/local
+SYSCONFDIR = $(if $(filter /usr,$(PREFIX)),/etc,$(PREFIX)/etc)
+UNITDIR    = $(PREFIX)/lib/systemd/system
+B          = build
+
+CC       = gcc
+CFLAGS   = -O2 -g
+WARNINGS = -Wall -Wextra -Wshadow -Wmissing-prototypes -Wstrict-prototypes -Wwrite-strings -Wundef -Wvla \
+           -Wformat=2 -Wswitch-enum
+# WERROR=1 (CI): a warning ends the build. SANITIZE=1: AddressSanitizer and UBSan.
+ALL_CFLAGS = -std=gnu11 -D_GNU_SOURCE $(WARNINGS) $(if $(WERROR),-Werror) $(CFLAGS) $(SANITIZERS)
+SANITIZERS = $(if $(SANITIZE),-fsanitize=address$(comma)undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+comma     := ,
+
+PACKAGES := libtirpc libsystemd libconfig mount
+ALL_CPPFLAGS = -Iinclude -Iprotocol -I$(B)/protocol $(shell pkg-config --cflags $(PACKAGES)) \
+               -DLOCKD_VERSION='"$(VERSION)"' -DLOCKD_SYSCONFDIR='"$(SYSCONFDIR)"' $(CPPFLAGS)
+LIBS := $(shell pkg-config --libs $(PACKAGES) 2>/dev/null)
+
+DAEMON   = $(patsubst %.c,$(B)/%.o,$(wildcard daemon/*.c))
+WIRE     = $(B)/protocol/frame.o $(B)/protocol/wire.o $(B)/protocol/virtlock_xdr.o $(B)/protocol/lockd_admin_xdr.o
+GENERATED = $(B)/protocol/virtlock.h $(B)/protocol/lockd_admin.h
+
+all: $(B)/lockd
+
+$(B)/lockd: $(DAEMON) $(WIRE)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+$(B)/protocol/%.h: protocol/%.x
+	@mkdir -p $(@D)
+	cd protocol && rpcgen -h $*.x >$(abspath $@).tmp && mv $(abspath $@).tmp $(abspath $@)
+
+$(B)/protocol/%_xdr.c: protocol/%.x $(B)/protocol/%.h
+	@mkdir -p $(@D)
+	cd protocol && rpcgen -c $*.x >$(abspath $@).tmp && mv $(abspath $@).tmp $(abspath $@)
+
+# rpcgen declares a variable that it does not always use.
+$(B)/protocol/%_xdr.o: $(B)/protocol/%_xdr.c
+	$(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) -Wno-unused-variable -MMD -MP -c -o $@ $<
+
+$(B)/%.o: %.c $(GENERATED)
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
+
+clean:
+	rm -rf $(B)
+
+-include $(shell find $(B) -name '*.d' 2>/dev/null)
+
+.PHONY: all clean
+.SECONDARY:

@@ -1,0 +1,269 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Invariant: a configuration is taken whole or not at all, and what is wrong with it is told with file and line. */
+#include "config.h"
+
+#include <errno.h>
+#include <libconfig.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cleanup.h"
+#include "fault.h"
+
+#ifndef LOCKD_SYSCONFDIR
+#define LOCKD_SYSCONFDIR "/etc"
+#endif
+
+typedef struct Reader {
+        Config *config;
+        const char *path;
+        char **why;
+} Reader;
+
+char *config_runtime_path(bool session, const char *name)
+{
+        const char *dir = session ? getenv("XDG_RUNTIME_DIR") : "/run";
+        char fallback[64], *path;
+
+        if (!dir) {
+                (void)snprintf(fallback, sizeof(fallback), "/run/user/%u", (unsigned)geteuid());
+                dir = fallback;
+        }
+        return asprintf(&path, "%s/%s", dir, name) < 0 ? NULL : path;
+}
+
+char *config_default_path(bool session)
+{
+        const char *home = getenv("XDG_CONFIG_HOME");
+        char *path;
+        int n;
+
+        if (!session)
+                return strdup(LOCKD_SYSCONFDIR "/lockd/lockd.conf");
+        if (home)
+                n = asprintf(&path, "%s/lockd/lockd.conf", home);
+        else
+                n = asprintf(&path, "%s/.config/lockd/lockd.conf", getenv("HOME") ? getenv("HOME") : "");
+        return n < 0 ? NULL : path;
+}
+
+static int wrong(const Reader *reader, const config_setting_t *setting, const char *what)
+{
+        free(*reader->why);
+        if (asprintf(reader->why, "%s:%u: %s: %s", reader->path, config_setting_source_line(setting), config_setting_name(setting),
+                     what) < 0)
+                *reader->why = NULL;
+        return -EINVAL;
+}
+
+static int read_unsigned(const Reader *reader, const config_setting_t *setting, unsigned min, unsigned max, unsigned *ret)
+{
+        char text[64];
+        int value;
+
+        (void)snprintf(text, sizeof(text), "wants a number from %u to %u", min, max);
+        if (config_setting_type(setting) != CONFIG_TYPE_INT)
+                return wrong(reader, setting, text);
+        value = config_setting_get_int(setting);
+        if (value < 0 || (unsigned)value < min || (unsigned)value > max)
+                return wrong(reader, setting, text);
+        *ret = (unsigned)value;
+        return 0;
+}
+
+static int read_string(const Reader *reader, const config_setting_t *setting, char **ret)
+{
+        const char *value = config_setting_get_string(setting);
+        char *copy;
+
+        if (!value)
+                return wrong(reader, setting, "wants a string");
+        copy = strdup(value);
+        if (!copy)
+                return FAULT(-ENOMEM);
+        free(*ret);
+        *ret = copy;
+        return 0;
+}
+
+static int read_path(const Reader *reader, const config_setting_t *setting, char **ret)
+{
+        int r = read_string(reader, setting, ret);
+
+        return r == 0 && **ret != '/' ? wrong(reader, setting, "wants an absolute path") : r;
+}
+
+static int read_log_level(const Reader *reader, const config_setting_t *setting)
+{
+        return read_unsigned(reader, setting, 1, 4, &reader->config->log_level);
+}
+
+static int read_log_filters(const Reader *reader, const config_setting_t *setting)
+{
+        return read_string(reader, setting, &reader->config->log_filters);
+}
+
+static int read_log_outputs(const Reader *reader, const config_setting_t *setting)
+{
+        return read_string(reader, setting, &reader->config->log_outputs);
+}
+
+static int read_max_clients(const Reader *reader, const config_setting_t *setting)
+{
+        return read_unsigned(reader, setting, 1, 1000000, &reader->config->max_clients);
+}
+
+static int read_admin_max_clients(const Reader *reader, const config_setting_t *setting)
+{
+        return read_unsigned(reader, setting, 1, 1000000, &reader->config->admin_max_clients);
+}
+
+static int read_lock_socket(const Reader *reader, const config_setting_t *setting)
+{
+        return read_path(reader, setting, &reader->config->lock_socket);
+}
+
+static int read_admin_socket(const Reader *reader, const config_setting_t *setting)
+{
+        return read_path(reader, setting, &reader->config->admin_socket);
+}
+
+static int read_on_disconnect(const Reader *reader, const config_setting_t *setting)
+{
+        const char *value = config_setting_get_string(setting);
+
+        if (!value || (strcmp(value, "hold") != 0 && strcmp(value, "kill") != 0))
+                return wrong(reader, setting, "wants \"hold\" or \"kill\"");
+        reader->config->kill_on_disconnect = strcmp(value, "kill") == 0;
+        return 0;
+}
+
+static int read_lockspace(const Reader *reader, const config_setting_t *group, ConfigLockspace *ret)
+{
+        int r = 0;
+
+        if (!config_setting_is_group(group))
+                return wrong(reader, group, "wants a list of groups: ( { path = \"/...\"; } )");
+        for (int i = 0; r == 0 && i < config_setting_length(group); i++) {
+                const config_setting_t *setting = config_setting_get_elem(group, (unsigned)i);
+
+                if (strcmp(config_setting_name(setting), "path") == 0)
+                        r = read_path(reader, setting, &ret->path);
+                else if (strcmp(config_setting_name(setting), "require_mount") == 0)
+                        r = read_path(reader, setting, &ret->require_mount);
+                else
+                        r = wrong(reader, setting, "unknown key of a lockspace");
+        }
+        if (r == 0 && !ret->path) {
+                free(*reader->why);
+                if (asprintf(reader->why, "%s:%u: a lockspace wants a path", reader->path, config_setting_source_line(group)) < 0)
+                        *reader->why = NULL;
+                return -EINVAL;
+        }
+        return r;
+}
+
+static int read_lockspaces(const Reader *reader, const config_setting_t *setting)
+{
+        Config *config = reader->config;
+        int n = config_setting_length(setting), r = 0;
+
+        if (!config_setting_is_list(setting))
+                return wrong(reader, setting, "wants a list of groups: ( { path = \"/...\"; } )");
+        config->lockspaces = calloc(n > 0 ? (size_t)n : 1, sizeof(*config->lockspaces));
+        if (!config->lockspaces)
+                return FAULT(-ENOMEM);
+        config->n_lockspaces = (size_t)n;
+        for (int i = 0; r == 0 && i < n; i++)
+                r = read_lockspace(reader, config_setting_get_elem(setting, (unsigned)i), &config->lockspaces[i]);
+        return r;
+}
+
+static const struct {
+        const char *name;
+        int (*read)(const Reader *reader, const config_setting_t *setting);
+} keys[] = {
+        { "log_level", read_log_level },
+        { "log_filters", read_log_filters },
+        { "log_outputs", read_log_outputs },
+        { "max_clients", read_max_clients },
+        { "admin_max_clients", read_admin_max_clients },
+        { "on_disconnect", read_on_disconnect },
+        { "lock_socket", read_lock_socket },
+        { "admin_socket", read_admin_socket },
+        { "lockspaces", read_lockspaces },
+};
+
+static int read_setting(const Reader *reader, const config_setting_t *setting)
+{
+        for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++)
+                if (strcmp(keys[i].name, config_setting_name(setting)) == 0)
+                        return keys[i].read(reader, setting);
+        return wrong(reader, setting, "unknown key");
+}
+
+static int read_file(const Reader *reader)
+{
+        config_t file;
+        int r = 0;
+
+        config_init(&file);
+        if (config_read_file(&file, reader->path)) {
+                const config_setting_t *root = config_root_setting(&file);
+
+                for (int i = 0; r == 0 && i < config_setting_length(root); i++)
+                        r = read_setting(reader, config_setting_get_elem(root, (unsigned)i));
+        } else {
+                r = config_error_type(&file) == CONFIG_ERR_FILE_IO ? -EIO : -EINVAL;
+                if (asprintf(reader->why, "%s:%d: %s", reader->path, config_error_line(&file), config_error_text(&file)) < 0)
+                        *reader->why = NULL;
+        }
+        config_destroy(&file);
+        return r;
+}
+
+int config_load(const char *path, bool required, bool session, Config *ret, char **ret_why)
+{
+        Config config = {
+                .log_level = 3,
+                .max_clients = 1024,
+                .admin_max_clients = 5000,
+                .lock_socket = config_runtime_path(session, "libvirt/virtlockd-sock"),
+                .admin_socket = config_runtime_path(session, "libvirt/virtlockd-admin-sock"),
+        };
+        Reader reader = { .config = &config, .path = path, .why = ret_why };
+        int r = 0;
+
+        *ret_why = NULL;
+        if (!config.lock_socket || !config.admin_socket)
+                r = FAULT(-ENOMEM);
+        else if (access(path, F_OK) == 0)
+                r = read_file(&reader);
+        else if (required) {
+                r = -errno;
+                if (asprintf(ret_why, "%s: %s", path, strerror(-r)) < 0)
+                        *ret_why = NULL;
+        }
+        if (r < 0) {
+                config_done(&config);
+                return r;
+        }
+        *ret = config;
+        return 0;
+}
+
+void config_done(Config *config)
+{
+        free(config->log_filters);
+        free(config->log_outputs);
+        free(config->lock_socket);
+        free(config->admin_socket);
+        for (size_t i = 0; i < config->n_lockspaces; i++) {
+                free(config->lockspaces[i].path);
+                free(config->lockspaces[i].require_mount);
+        }
+        free(config->lockspaces);
+        *config = (Config){ 0 };
+}

@@ -1,0 +1,404 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Invariant: once it is up, the daemon ends only when nothing is held, or when an administrator said so by name.
+ * Nothing but this file knows how the modules are wired together.
+ */
+#include "daemon.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <systemd/sd-daemon.h>
+#include <systemd/sd-event.h>
+#include <time.h>
+#include <unistd.h>
+
+#define LOG_SOURCE "daemon"
+#include "cleanup.h"
+#include "config.h"
+#include "exit_codes.h"
+#include "fault.h"
+#include "fds.h"
+#include "listener.h"
+#include "log.h"
+#include "peer.h"
+#include "reaper.h"
+#include "rpc.h"
+
+#define HOLDERS_LOGGED_MAX 100
+
+typedef enum ServerKind { SERVER_LOCK, SERVER_ADMIN, SERVERS } ServerKind;
+
+typedef struct Server {
+        PeerSet *peers;
+        Listener *listener;
+        char *path; /* NULL: the socket was handed to us */
+} Server;
+
+typedef struct Daemon {
+        const DaemonOptions *options;
+        char *config_path;
+        Config config;
+        sd_event *loop;
+        Storage *storage;
+        LockspaceTable *lockspaces;
+        OwnerTable *owners;
+        Reaper *reaper;
+        RpcServices services;
+        Server servers[SERVERS];
+        sd_event_source *mounts, *idle;
+        sd_event_source *signals[5];
+        unsigned long long generation; /* of the storage's table, as last seen */
+} Daemon;
+
+static const char *const limit_names[SERVERS] = { "max_clients", "admin_max_clients" };
+
+static void log_holders(const Daemon *daemon)
+{
+        LeaseTable *leases = lockspace_leases(daemon->lockspaces);
+        size_t cursor = 0, n = 0;
+
+        for (Lease *lease; n < HOLDERS_LOGGED_MAX && (lease = lease_next(leases, &cursor)); cursor++, n++) {
+                const Hold *hold = lease_first_hold(lease);
+
+                log_warning("'%s' in lockspace '%s' is held by %s", log_name(hold->resource->name),
+                            log_name(hold->resource->lockspace->path), owner_text(hold->owner));
+        }
+        if (lease_count(leases) > n)
+                log_warning("and %zu more", lease_count(leases) - n);
+}
+
+static int on_stop(sd_event_source *source, const struct signalfd_siginfo *info, void *userdata)
+{
+        Daemon *daemon = userdata;
+        size_t n = lease_count(lockspace_leases(daemon->lockspaces));
+
+        (void)source;
+        if (n == 0) {
+                log_info("signal %u: nothing is held, ending", info->ssi_signo);
+                (void)sd_event_exit(daemon->loop, EXIT_OK);
+                return 0;
+        }
+        log_warning("signal %u from pid %u: %zu leases are held and would be lost, so lockd goes on; "
+                    "'lockd-admin stop --release-all --force' lets them go", info->ssi_signo, info->ssi_pid, n);
+        log_holders(daemon);
+        return 0;
+}
+
+static unsigned log_level(const Daemon *daemon)
+{
+        return daemon->options->verbose && daemon->config.log_level > LOG_LEVEL_INFO ? LOG_LEVEL_INFO : daemon->config.log_level;
+}
+
+/* The settings that can change while lockd runs. */
+static int apply_config(Daemon *daemon, char **why)
+{
+        const Config *config = &daemon->config;
+        const char *log_why;
+        int r;
+
+        r = log_setup(log_level(daemon), config->log_filters, config->log_outputs, &log_why);
+        if (r < 0) {
+                if (asprintf(why, "%s: %s: %s", daemon->config_path, log_why, strerror(-r)) < 0)
+                        *why = NULL;
+                return PASS(r);
+        }
+        reaper_set_policy(daemon->reaper, config->kill_on_disconnect ? REAPER_KILL : REAPER_HOLD);
+        for (size_t i = 0; i < config->n_lockspaces; i++) {
+                r = lockspace_require_mount(daemon->lockspaces, config->lockspaces[i].path, config->lockspaces[i].require_mount);
+                if (r < 0)
+                        return PASS(r);
+        }
+        return 0;
+}
+
+static int on_reload(sd_event_source *source, const struct signalfd_siginfo *info, void *userdata)
+{
+        Daemon *daemon = userdata;
+        _cleanup_free_ char *why = NULL;
+        Config fresh, old = daemon->config;
+        int r;
+
+        (void)source;
+        (void)info;
+        log_reopen();
+        storage_reload_fstab(daemon->storage);
+        r = config_load(daemon->config_path, daemon->options->config != NULL, daemon->options->session, &fresh, &why);
+        if (r == 0) {
+                daemon->config = fresh;
+                r = apply_config(daemon, &why);
+                if (r < 0)
+                        daemon->config = old;
+                config_done(r < 0 ? &fresh : &old);
+        }
+        if (r < 0) {
+                log_error("the configuration stays as it was: %s", why ? why : strerror(-r));
+                return 0;
+        }
+        listener_set_limit(daemon->servers[SERVER_LOCK].listener, daemon->config.max_clients, limit_names[SERVER_LOCK]);
+        listener_set_limit(daemon->servers[SERVER_ADMIN].listener, daemon->config.admin_max_clients, limit_names[SERVER_ADMIN]);
+        log_info("the configuration was read again from %s", daemon->config_path);
+        return 0;
+}
+
+static int on_mounts(sd_event_source *source, int fd, uint32_t revents, void *userdata)
+{
+        Daemon *daemon = userdata;
+        int r;
+
+        (void)source;
+        (void)fd;
+        (void)revents;
+        r = storage_update(daemon->storage);
+        if (r < 0)
+                log_error("the mount table cannot be read: %s (%s)", strerror(-r), fault_trail());
+        return 0;
+}
+
+/* -t: ends when there was neither a client nor a hold for that long. */
+static int on_idle(sd_event_source *source, uint64_t usec, void *userdata)
+{
+        Daemon *daemon = userdata;
+
+        (void)usec;
+        for (int i = 0; i < SERVERS; i++)
+                if (peer_set_count(daemon->servers[i].peers) > 0)
+                        return 0; /* armed again when they are gone */
+        if (lease_count(lockspace_leases(daemon->lockspaces)) > 0) {
+                (void)sd_event_source_set_time_relative(source, daemon->options->timeout * 1000000ULL);
+                (void)sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
+                return 0;
+        }
+        log_info("no client and no hold for %u s: ending", daemon->options->timeout);
+        (void)sd_event_exit(daemon->loop, EXIT_OK);
+        return 0;
+}
+
+static void on_empty(void *userdata)
+{
+        Daemon *daemon = userdata;
+
+        (void)sd_event_source_set_time_relative(daemon->idle, daemon->options->timeout * 1000000ULL);
+        (void)sd_event_source_set_enabled(daemon->idle, SD_EVENT_ONESHOT);
+}
+
+static void stop(void *userdata)
+{
+        Daemon *daemon = userdata;
+
+        (void)sd_event_exit(daemon->loop, EXIT_OK);
+}
+
+/* A socket that systemd opened for us, by its name there; -1: none. */
+static int activated_fd(char **names, int n, const char *ours, const char *stock)
+{
+        for (int i = 0; i < n; i++)
+                if (names[i] && (strcmp(names[i], ours) == 0 || strcmp(names[i], stock) == 0))
+                        return SD_LISTEN_FDS_START + i;
+        return -1;
+}
+
+static int open_socket(Daemon *daemon, ServerKind kind, char **names, int n_names, int *ret_fd, char **why)
+{
+        static const char *const activation[SERVERS][2] = {
+                { "lockd.socket", "virtlockd.socket" },
+                { "lockd-admin.socket", "virtlockd-admin.socket" },
+        };
+        const char *path = kind == SERVER_LOCK ? daemon->config.lock_socket : daemon->config.admin_socket;
+        int r = 0;
+
+        *ret_fd = activated_fd(names, n_names, activation[kind][0], activation[kind][1]);
+        if (*ret_fd >= 0)
+                return 0;
+        r = listener_bind(path, ret_fd);
+        if (r == 0) {
+                daemon->servers[kind].path = strdup(path);
+                return 0;
+        }
+        if (r == LISTENER_E_TAKEN) {
+                if (asprintf(why, "another lock daemon answers at %s: stop it first, or choose another lock_socket and admin_socket "
+                             "in lockd.conf", path) < 0)
+                        *why = NULL;
+                return -EADDRINUSE;
+        }
+        if (asprintf(why, "cannot listen at %s: %s", path, strerror(-r)) < 0)
+                *why = NULL;
+        return PASS(r);
+}
+
+static int add_server(Daemon *daemon, ServerKind kind, int fd)
+{
+        Server *server = &daemon->servers[kind];
+        int r = peer_set_new(daemon->loop, kind == SERVER_LOCK ? &rpc_lock_program : &rpc_admin_program, &daemon->services,
+                             &server->peers);
+
+        if (r < 0) {
+                close_fd(fd);
+                return PASS(r);
+        }
+        r = listener_new(daemon->loop, fd, server->peers,
+                         kind == SERVER_LOCK ? daemon->config.max_clients : daemon->config.admin_max_clients, limit_names[kind],
+                         kind == SERVER_ADMIN, &server->listener);
+        return PASS(r);
+}
+
+static int add_servers(Daemon *daemon, char **why)
+{
+        char **names = NULL;
+        int n = sd_listen_fds_with_names(1, &names), fds[SERVERS] = { -1, -1 }, r = 0;
+
+        for (int i = 0; r == 0 && i < SERVERS; i++)
+                r = open_socket(daemon, (ServerKind)i, names, n < 0 ? 0 : n, &fds[i], why);
+        for (int i = 0; i < SERVERS; i++) {
+                if (r == 0)
+                        r = add_server(daemon, (ServerKind)i, fds[i]);
+                else
+                        close_fd(fds[i]);
+        }
+        for (int i = 0; i < n; i++)
+                free(names[i]);
+        free(names);
+        return PASS(r);
+}
+
+static int add_signals(Daemon *daemon)
+{
+        static const struct {
+                int number;
+                sd_event_signal_handler_t handler;
+        } handlers[] = { { SIGTERM, on_stop }, { SIGINT, on_stop }, { SIGQUIT, on_stop }, { SIGHUP, on_reload } };
+
+        for (size_t i = 0; i < sizeof(handlers) / sizeof(handlers[0]); i++) {
+                int r = sd_event_add_signal(daemon->loop, &daemon->signals[i], handlers[i].number, handlers[i].handler, daemon);
+
+                if (r < 0)
+                        return FAULT(r);
+        }
+        return 0;
+}
+
+static int add_timeout(Daemon *daemon)
+{
+        int r;
+
+        if (daemon->options->timeout == 0)
+                return 0;
+        r = sd_event_add_time_relative(daemon->loop, &daemon->idle, CLOCK_MONOTONIC, daemon->options->timeout * 1000000ULL, 0, on_idle,
+                                       daemon);
+        if (r < 0)
+                return FAULT(r);
+        for (int i = 0; i < SERVERS; i++)
+                peer_set_on_empty(daemon->servers[i].peers, on_empty, daemon);
+        return 0;
+}
+
+static int set_up(Daemon *daemon, char **why)
+{
+        int r;
+
+        r = config_load(daemon->config_path, daemon->options->config != NULL, daemon->options->session, &daemon->config, why);
+        if (r == 0)
+                r = sd_event_default(&daemon->loop);
+        if (r >= 0)
+                r = storage_new(&daemon->storage);
+        if (r >= 0)
+                r = lockspace_table_new(daemon->storage, &daemon->lockspaces);
+        if (r >= 0)
+                r = owner_table_new(&daemon->owners);
+        if (r >= 0)
+                r = reaper_new(daemon->loop, daemon->lockspaces, &daemon->reaper);
+        if (r >= 0)
+                r = apply_config(daemon, why);
+        daemon->services = (RpcServices){
+                .storage = daemon->storage,
+                .lockspaces = daemon->lockspaces,
+                .owners = daemon->owners,
+                .reaper = daemon->reaper,
+                .stop = stop,
+                .userdata = daemon,
+        };
+        if (r >= 0)
+                r = sd_event_add_io(daemon->loop, &daemon->mounts, storage_watch_fd(daemon->storage), EPOLLPRI, on_mounts, daemon);
+        if (r >= 0)
+                r = add_signals(daemon);
+        if (r >= 0)
+                r = add_servers(daemon, why);
+        if (r >= 0)
+                r = add_timeout(daemon);
+        return PASS(r < 0 ? r : 0);
+}
+
+static void tear_down(Daemon *daemon)
+{
+        for (int i = 0; i < SERVERS; i++) {
+                listener_free(daemon->servers[i].listener, daemon->servers[i].path);
+                peer_set_free(daemon->servers[i].peers);
+                free(daemon->servers[i].path);
+        }
+        for (size_t i = 0; i < sizeof(daemon->signals) / sizeof(daemon->signals[0]); i++)
+                sd_event_source_disable_unref(daemon->signals[i]);
+        sd_event_source_disable_unref(daemon->mounts);
+        sd_event_source_disable_unref(daemon->idle);
+        reaper_release_all(daemon->reaper);
+        reaper_free(daemon->reaper);
+        lockspace_table_free(daemon->lockspaces);
+        owner_table_free(daemon->owners);
+        storage_free(daemon->storage);
+        sd_event_unref(daemon->loop);
+        config_done(&daemon->config);
+        free(daemon->config_path);
+}
+
+static int write_pid_file(const char *path)
+{
+        _cleanup_fd_ int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
+
+        return fd < 0 || dprintf(fd, "%d\n", (int)getpid()) < 0 ? -errno : 0;
+}
+
+static void tell_ready(const DaemonOptions *options, int code)
+{
+        char byte = (char)code;
+
+        if (options->ready_fd >= 0 && write(options->ready_fd, &byte, 1) != 1)
+                log_warning("the parent process is gone");
+}
+
+int daemon_run(const DaemonOptions *options)
+{
+        Daemon daemon = { .options = options };
+        _cleanup_free_ char *why = NULL;
+        int r, code = EXIT_OK;
+
+        fds_raise_limit();
+        daemon.config_path = options->config ? strdup(options->config) : config_default_path(options->session);
+        r = daemon.config_path ? set_up(&daemon, &why) : -ENOMEM;
+        if (r == 0 && options->pid_file) {
+                r = write_pid_file(options->pid_file);
+                if (r < 0 && asprintf(&why, "cannot write %s: %s", options->pid_file, strerror(-r)) < 0)
+                        why = NULL;
+        }
+        if (r < 0) {
+                fprintf(stderr, "lockd: %s\n", why ? why : strerror(-r));
+                if (!why)
+                        fprintf(stderr, "lockd: %s\n", fault_trail());
+                code = r == -EADDRINUSE ? EXIT_UNAVAILABLE : r == -EINVAL ? EXIT_CONFIG : EXIT_FAILED;
+                tell_ready(options, code);
+        } else {
+                log_info("up: locks at %s, administration at %s", daemon.config.lock_socket, daemon.config.admin_socket);
+                tell_ready(options, EXIT_OK);
+                (void)sd_notify(0, "READY=1");
+                /* A loop that fails is no reason to let go of locks: it is entered again. */
+                while ((r = sd_event_loop(daemon.loop)) < 0 && r != -ECHILD)
+                        log_error("the event loop failed: %s", strerror(-r));
+                code = r < 0 ? EXIT_SOFTWARE : r;
+                if (options->pid_file)
+                        (void)unlink(options->pid_file);
+        }
+        tear_down(&daemon);
+        return code;
+}

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * A listening socket: accepts, checks who comes and whether there is room, and makes the connection a peer. One that
+ * cannot be served is told why in the answer to its first call, at once.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <systemd/sd-event.h>
+
+#include "peer.h"
+
+typedef struct Listener Listener;
+
+enum {
+        LISTENER_E_TAKEN = 1, /* another daemon answers there */
+};
+
+/* Binds a socket at path (its directory is made if missing), unless a daemon of this protocol answers a PING there within
+ * a second. A dead socket file is replaced. 0 and an fd, LISTENER_E_TAKEN, or -errno. */
+int listener_bind(const char *path, int *ret_fd);
+
+/* Takes fd over, also on failure. limit: connections at most, named limit_name in the configuration. use_spare: its
+ * clients may use the spare fds. */
+int listener_new(sd_event *loop, int fd, PeerSet *peers, unsigned limit, const char *limit_name, bool use_spare,
+                 Listener **ret);
+/* Closes the socket; path, if not NULL, is removed. */
+Listener *listener_free(Listener *listener, const char *path);
+
+void listener_set_limit(Listener *listener, unsigned limit, const char *limit_name);

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What lockd has to say, to stderr, a file, syslog or the journal, by libvirt's log_level, log_filters and
+ * log_outputs. A line that an output cannot take at once is dropped and counted: nothing here waits.
+ *
+ * Each source file that logs defines LOG_SOURCE, the name that log_filters match, before it includes this header.
+ */
+#pragma once
+
+#include <stddef.h>
+
+typedef enum LogLevel {
+        LOG_LEVEL_DEBUG = 1, /* the numbers are libvirt's */
+        LOG_LEVEL_INFO = 2,
+        LOG_LEVEL_WARNING = 3,
+        LOG_LEVEL_ERROR = 4,
+} LogLevel;
+
+/* The outputs are opened anew. On failure (-EINVAL: not libvirt's syntax, else what open said) everything stays as it
+ * was and *ret_why, a static string, says which part is wrong. NULL or "" means the default: stderr for outputs, no
+ * filters. An output without a level of its own takes what level lets through. */
+int log_setup(LogLevel level, const char *filters, const char *outputs, const char **ret_why);
+
+/* Where the default output goes when log_outputs is not set: "stderr", or "syslog" once in the background. */
+void log_default_output(const char *output);
+
+/* Opens files again, after rotation. */
+void log_reopen(void);
+
+/* Lines dropped since the start. */
+unsigned long long log_dropped(void);
+
+void log_write(LogLevel level, const char *source, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+/* buf becomes a printable form of name: bytes under 0x20, 0x7f and '\' as \xNN. Returns buf. */
+const char *log_escape(const char *name, char *buf, size_t size);
+
+#define LOG_ESCAPED_MAX 1024
+#define log_name(name) log_escape((name), (char[LOG_ESCAPED_MAX]){ 0 }, LOG_ESCAPED_MAX)
+
+#define log_debug(...) log_write(LOG_LEVEL_DEBUG, LOG_SOURCE, __VA_ARGS__)
+#define log_info(...) log_write(LOG_LEVEL_INFO, LOG_SOURCE, __VA_ARGS__)
+#define log_warning(...) log_write(LOG_LEVEL_WARNING, LOG_SOURCE, __VA_ARGS__)
+#define log_error(...) log_write(LOG_LEVEL_ERROR, LOG_SOURCE, __VA_ARGS__)

@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Invariant: nothing but the command line is read here, and every signal is blocked from the first statement on. */
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "cleanup.h"
+#include "config.h"
+#include "daemon.h"
+#include "exit_codes.h"
+#include "log.h"
+
+static const char help[] =
+        "Usage: lockd [OPTION]...\n"
+        "Holds locks on disk images for virtual machines, by the protocol of virtlockd.\n"
+        "\n"
+        "  -d, --daemon         run in the background, log to syslog\n"
+        "  -f, --config FILE    read FILE instead of " LOCKD_SYSCONFDIR "/lockd/lockd.conf\n"
+        "  -t, --timeout SECS   end after SECS seconds without a client and a lock\n"
+        "  -p, --pid-file FILE  write the process id to FILE\n"
+        "  -v, --verbose        log informational messages, too\n"
+        "  -V, --version        show the version and end\n"
+        "  -h, --help           show this help and end\n"
+        "\n"
+        "Signals: HUP reads the configuration and opens log files again; TERM and INT end lockd\n"
+        "when no lock is held. See lockd(8), lockd.conf(5), lockd-admin(8).\n";
+
+static const struct option long_options[] = {
+        { "daemon", no_argument, NULL, 'd' },       { "config", required_argument, NULL, 'f' },
+        { "timeout", required_argument, NULL, 't' }, { "pid-file", required_argument, NULL, 'p' },
+        { "verbose", no_argument, NULL, 'v' },      { "version", no_argument, NULL, 'V' },
+        { "help", no_argument, NULL, 'h' },         { 0 },
+};
+
+static int usage(void)
+{
+        fprintf(stderr, "Try 'lockd --help'.\n");
+        return EXIT_USAGE;
+}
+
+/* -1: go on; else end with that code. */
+static int parse_argv(int argc, char **argv, DaemonOptions *options)
+{
+        char *end;
+        int c;
+
+        while ((c = getopt_long(argc, argv, "df:t:p:vVh", long_options, NULL)) != -1) {
+                switch (c) {
+                case 'd':
+                        options->background = true;
+                        break;
+                case 'f':
+                        options->config = optarg;
+                        break;
+                case 't': {
+                        unsigned long seconds = strtoul(optarg, &end, 10);
+
+                        if (*end || *optarg < '0' || *optarg > '9' || seconds == 0 || seconds > 100000000) {
+                                fprintf(stderr, "lockd: --timeout wants a number of seconds, not '%s'\n", optarg);
+                                return usage();
+                        }
+                        options->timeout = (unsigned)seconds;
+                        break;
+                }
+                case 'p':
+                        options->pid_file = optarg;
+                        break;
+                case 'v':
+                        options->verbose = true;
+                        break;
+                case 'V':
+                        printf("lockd %s\n", LOCKD_VERSION);
+                        return EXIT_OK;
+                case 'h':
+                        fputs(help, stdout);
+                        return EXIT_OK;
+                default:
+                        return usage();
+                }
+        }
+        if (optind < argc) {
+                fprintf(stderr, "lockd: unexpected argument '%s'\n", argv[optind]);
+                return usage();
+        }
+        return -1;
+}
+
+/* Goes on in a child; the parent ends with the child's exit code once that is up, or has failed. Nothing is locked yet. */
+static void go_to_background(DaemonOptions *options)
+{
+        int fds[2], null;
+        char code = EXIT_SOFTWARE;
+        pid_t pid;
+
+        if (pipe2(fds, O_CLOEXEC) < 0 || (pid = fork()) < 0) {
+                perror("lockd");
+                _exit(EXIT_SOFTWARE);
+        }
+        if (pid > 0) {
+                close_fd(fds[1]);
+                if (read(fds[0], &code, 1) != 1)
+                        code = EXIT_SOFTWARE;
+                _exit(code);
+        }
+        close_fd(fds[0]);
+        options->ready_fd = fds[1];
+        (void)setsid();
+        (void)chdir("/");
+        null = open("/dev/null", O_RDWR | O_CLOEXEC);
+        if (null >= 0) {
+                (void)dup2(null, STDIN_FILENO);
+                (void)dup2(null, STDOUT_FILENO);
+                close_fd(null);
+        }
+        log_default_output("1:syslog:lockd");
+}
+
+/* Numbers 0 to 2 belong to the standard streams: a lock's fd there would be written to by whoever prints. */
+static void fill_standard_fds(void)
+{
+        int fd;
+
+        do
+                fd = open("/dev/null", O_RDWR);
+        while (fd >= 0 && fd <= STDERR_FILENO);
+        close_fd(fd);
+}
+
+int main(int argc, char **argv)
+{
+        DaemonOptions options = { .ready_fd = -1 };
+        _cleanup_free_ char *pid_file = NULL;
+        sigset_t all;
+        int r;
+
+        (void)sigfillset(&all);
+        (void)sigprocmask(SIG_BLOCK, &all, NULL);
+        (void)prctl(PR_SET_NAME, "lockd");
+        fill_standard_fds();
+        (void)umask(077);
+        r = parse_argv(argc, argv, &options);
+        if (r >= 0)
+                return r;
+        options.session = geteuid() != 0;
+        if (options.background && !options.pid_file)
+                options.pid_file = pid_file = config_runtime_path(options.session, "lockd.pid");
+        if (options.background)
+                go_to_background(&options);
+        return daemon_run(&options);
+}

@@ -1,0 +1,438 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Invariant: frames of a connection are dispatched in the order in which they came (keepalive apart), its replies leave
+ * in that order, and what it can make us keep is bounded. It refuses to know what a procedure does.
+ *
+ * A connection that sends what cannot be a frame gets an error and is closed. The own connection of an owner with holds
+ * is the exception: lockd never closes it, because only an EOF that the owner caused tells of its death. Its input is
+ * discarded from then on (MUTE), and its end is the hang-up that comes when the last copy of it is closed.
+ */
+#include "peer.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define LOG_SOURCE "peer"
+#include "cleanup.h"
+#include "dispatch.h"
+#include "fault.h"
+#include "list.h"
+#include "log.h"
+#include "virtlock.h"
+
+#define PEER_READ_MAX (256U * 1024)   /* at one go, for all connections */
+#define PEER_UNSENT_MAX (256U * 1024) /* replies that wait for the client; beyond it no more calls are read */
+#define PEER_EVENTS_MAX 64
+
+typedef struct Buffer {
+        uint8_t *bytes;
+        size_t len, size;
+} Buffer;
+
+struct PeerSet {
+        const RpcProgram *program;
+        const RpcServices *services;
+        int epoll;
+        sd_event_source *source;
+        size_t count;
+        ListNode peers;
+        ListNode ended; /* freed when no event can refer to them any more */
+        void (*empty)(void *userdata);
+        void *userdata;
+        uint8_t *scratch;
+};
+
+typedef enum PeerState {
+        PEER_OPEN,
+        PEER_CLOSING, /* closed once its replies are out */
+        PEER_MUTE,    /* never closed by us: input is discarded until it hangs up */
+} PeerState;
+
+struct Peer {
+        Caller caller;
+        PeerSet *set;
+        int fd;
+        PeerState state;
+        const char *refusal;
+        uint32_t interest; /* epoll events asked for */
+        bool later;        /* a call waits for its answer: the calls behind it stay in `in` */
+        bool resume;       /* its answer has come: handle them */
+        bool half_closed;  /* it sends no more, but is open */
+        bool deaf;         /* the client does not take replies any more */
+        FrameHeader call;  /* the one that waits */
+        Buffer in, out;
+        ListNode in_set;
+};
+
+static void buffer_done(Buffer *buffer)
+{
+        free(buffer->bytes);
+        *buffer = (Buffer){ 0 };
+}
+
+static int buffer_append(Buffer *buffer, const uint8_t *bytes, size_t len)
+{
+        if (buffer->len + len > buffer->size) {
+                size_t size = buffer->len + len;
+                uint8_t *larger = realloc(buffer->bytes, size);
+
+                if (!larger)
+                        return FAULT(-ENOMEM);
+                buffer->bytes = larger;
+                buffer->size = size;
+        }
+        if (len > 0)
+                memcpy(buffer->bytes + buffer->len, bytes, len);
+        buffer->len += len;
+        return 0;
+}
+
+static void buffer_consume(Buffer *buffer, size_t len)
+{
+        buffer->len -= len;
+        if (buffer->len == 0)
+                buffer_done(buffer);
+        else if (len > 0)
+                memmove(buffer->bytes, buffer->bytes + len, buffer->len);
+}
+
+/* The connection is over: its caller learns it now, its memory stays until no event of this round can name it. */
+static void peer_end(Peer *peer, bool unanswered)
+{
+        PeerSet *set = peer->set;
+
+        if (peer->fd < 0)
+                return;
+        unanswered = unanswered || peer->deaf || peer->out.len > 0 || peer->in.len > 0;
+        caller_end(&peer->caller, set->services->reaper, unanswered);
+        peer->fd = close_fd(peer->fd);
+        list_unlink(&peer->in_set);
+        list_append(&set->ended, &peer->in_set);
+        if (--set->count == 0 && set->empty)
+                set->empty(set->userdata);
+}
+
+static void peer_free(Peer *peer)
+{
+        list_unlink(&peer->in_set);
+        buffer_done(&peer->in);
+        buffer_done(&peer->out);
+        free(peer);
+}
+
+static void free_ended(PeerSet *set)
+{
+        list_for_each_safe(node, &set->ended)
+                peer_free(list_entry(node, Peer, in_set));
+}
+
+static size_t input_max(const Peer *peer)
+{
+        return peer->set->program->message_max + 65536;
+}
+
+static void update_interest(Peer *peer)
+{
+        struct epoll_event event = { .data.ptr = peer };
+
+        if (peer->fd < 0)
+                return;
+        if (peer->out.len > 0 || peer->resume)
+                event.events |= EPOLLOUT;
+        if (peer->state != PEER_CLOSING && !peer->half_closed && peer->out.len < PEER_UNSENT_MAX &&
+            !(peer->later && peer->in.len >= input_max(peer)))
+                event.events |= EPOLLIN;
+        if (event.events == peer->interest)
+                return;
+        peer->interest = event.events;
+        (void)epoll_ctl(peer->set->epoll, EPOLL_CTL_MOD, peer->fd, &event);
+}
+
+static void flush(Peer *peer)
+{
+        while (peer->out.len > 0) {
+                ssize_t n = send(peer->fd, peer->out.bytes, peer->out.len, MSG_DONTWAIT | MSG_NOSIGNAL);
+
+                if (n < 0 && errno == EAGAIN)
+                        return;
+                if (n < 0) {
+                        /* It hung up. What it had sent before is still read. */
+                        peer->deaf = true;
+                        buffer_done(&peer->out);
+                        return;
+                }
+                buffer_consume(&peer->out, (size_t)n);
+        }
+}
+
+static bool is_own_with_holds(const Peer *peer)
+{
+        return peer->caller.own && peer->caller.owner->n_holds > 0;
+}
+
+/* Nothing that comes after this in the stream can be understood. */
+static void give_up_input(Peer *peer, const char *why)
+{
+        peer->state = is_own_with_holds(peer) ? PEER_MUTE : PEER_CLOSING;
+        log_warning("connection of pid %d: %s; %s", (int)peer->caller.process.pid, why,
+                    peer->state == PEER_MUTE ? "its input is ignored from now on, its locks stay" : "closing it");
+}
+
+static void queue_reply(Peer *peer, const DispatchReply *reply)
+{
+        if (!peer->deaf && buffer_append(&peer->out, reply->bytes, reply->len) < 0) {
+                /* A call without its answer would hang the client: rather end the connection. */
+                peer->deaf = true;
+                give_up_input(peer, "no memory for a reply");
+        }
+}
+
+static void refuse_frame(Peer *peer, const FrameHeader *header, int code, const char *why)
+{
+        DispatchReply reply;
+
+        if (dispatch_refuse(header, code, why, &reply) == 0)
+                queue_reply(peer, &reply);
+}
+
+static void handle_frame(Peer *peer, const FrameHeader *header, const uint8_t *frame)
+{
+        PeerSet *set = peer->set;
+        DispatchReply reply;
+        int r;
+
+        if (peer->refusal && !dispatch_is_keepalive(header)) {
+                refuse_frame(peer, header, VIRTLOCK_ERR_OPERATION_DENIED, peer->refusal);
+                peer->state = PEER_CLOSING;
+                return;
+        }
+        r = dispatch_frame(set->program, set->services, &peer->caller, header, frame + FRAME_HEADER_SIZE, &reply);
+        if (r == 0)
+                queue_reply(peer, &reply);
+        else if (r == DISPATCH_E_LATER) {
+                peer->later = true;
+                peer->call = *header;
+        } else if (r < 0) {
+                peer->deaf = true;
+                give_up_input(peer, "no memory for a reply");
+        }
+}
+
+/* While a call waits for its answer, those behind it wait too; but a PING does not. */
+static void answer_pings(Peer *peer)
+{
+        size_t at = 0;
+        FrameHeader header;
+
+        while (frame_parse(peer->in.bytes + at, peer->in.len - at, peer->set->program->message_max, &header) == 0) {
+                DispatchReply reply;
+
+                if (!dispatch_is_keepalive(&header)) {
+                        at += header.length;
+                        continue;
+                }
+                if (dispatch_frame(peer->set->program, peer->set->services, &peer->caller, &header, NULL, &reply) == 0)
+                        queue_reply(peer, &reply);
+                memmove(peer->in.bytes + at, peer->in.bytes + at + header.length, peer->in.len - at - header.length);
+                peer->in.len -= header.length;
+        }
+}
+
+/* Dispatches the whole frames in bytes; returns how many bytes that was. */
+static size_t handle_input(Peer *peer, const uint8_t *bytes, size_t len)
+{
+        size_t used = 0;
+        FrameHeader header;
+        int r = 0;
+
+        while (peer->state == PEER_OPEN && !peer->later) {
+                r = frame_parse(bytes + used, len - used, peer->set->program->message_max, &header);
+                if (r != 0)
+                        break;
+                handle_frame(peer, &header, bytes + used);
+                used += header.length;
+        }
+        if (peer->state != PEER_OPEN)
+                return len;
+        if (r == FRAME_E_LONG && header.length > 0)
+                refuse_frame(peer, &header, VIRTLOCK_ERR_RPC, "message is too long for this program");
+        if (r == FRAME_E_SHORT || (r == FRAME_E_LONG && header.length > 0)) {
+                give_up_input(peer, r == FRAME_E_SHORT ? "it sent a message shorter than its header" : "it sent a message that is too long");
+                return len;
+        }
+        return used;
+}
+
+static void handle_bytes(Peer *peer, const uint8_t *bytes, size_t len)
+{
+        size_t used = 0;
+        int r = 0;
+
+        if (peer->state != PEER_OPEN)
+                return;
+        if (peer->in.len == 0)
+                used = handle_input(peer, bytes, len);
+        if (used < len)
+                r = buffer_append(&peer->in, bytes + used, len - used);
+        if (r == 0 && used == 0 && peer->in.len > 0) {
+                used = handle_input(peer, peer->in.bytes, peer->in.len);
+                buffer_consume(&peer->in, used);
+        }
+        if (peer->later)
+                answer_pings(peer);
+        if (r < 0)
+                give_up_input(peer, "no memory for its input");
+}
+
+/* Nothing more can be read. An own connection that was only half closed is still open somewhere: its end is the hang-up. */
+static void handle_eof(Peer *peer, uint32_t events)
+{
+        struct pollfd p = { .fd = peer->fd };
+
+        if (!peer->caller.own || (events & EPOLLHUP) || (poll(&p, 1, 0) == 1 && (p.revents & POLLHUP)))
+                peer_end(peer, false);
+        else
+                peer->half_closed = true;
+}
+
+static void on_ready(Peer *peer, uint32_t events)
+{
+        ssize_t n;
+
+        if (peer->resume) {
+                peer->resume = false;
+                handle_bytes(peer, NULL, 0);
+        }
+        if (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) {
+                n = recv(peer->fd, peer->set->scratch, PEER_READ_MAX, MSG_DONTWAIT);
+                if (n > 0)
+                        handle_bytes(peer, peer->set->scratch, (size_t)n);
+                else if (n == 0)
+                        handle_eof(peer, events);
+                else if (errno != EAGAIN && errno != EINTR)
+                        peer_end(peer, true); /* it closed with replies unread */
+        }
+        if (peer->fd < 0)
+                return;
+        flush(peer);
+        if (peer->state == PEER_CLOSING && peer->out.len == 0)
+                peer_end(peer, true);
+        update_interest(peer);
+}
+
+static int on_events(sd_event_source *source, int fd, uint32_t revents, void *userdata)
+{
+        struct epoll_event events[PEER_EVENTS_MAX];
+        PeerSet *set = userdata;
+        int n;
+
+        (void)source;
+        (void)revents;
+        n = epoll_wait(fd, events, PEER_EVENTS_MAX, 0);
+        for (int i = 0; i < n; i++) {
+                Peer *peer = events[i].data.ptr;
+
+                if (peer->fd >= 0)
+                        on_ready(peer, events[i].events);
+        }
+        free_ended(set);
+        return 0;
+}
+
+/* The late answer. The calls behind it are handled when the loop comes round: this runs in the middle of others' work. */
+static void answer_later(Caller *caller, const struct RpcError *error, const void *value)
+{
+        Peer *peer = (Peer *)(void *)((char *)caller - offsetof(Peer, caller));
+        DispatchReply reply;
+
+        if (dispatch_answer(peer->set->program, &peer->call, error, value, &reply) == 0)
+                queue_reply(peer, &reply);
+        else
+                give_up_input(peer, "no memory for a reply");
+        peer->later = false;
+        peer->resume = true;
+        update_interest(peer);
+}
+
+int peer_new(PeerSet *set, int fd, const OwnerPeer *process, const char *refusal)
+{
+        Peer *peer = calloc(1, sizeof(*peer));
+        struct epoll_event event = { .events = EPOLLIN, .data.ptr = peer };
+
+        if (!peer) {
+                close_fd(fd);
+                return FAULT(-ENOMEM);
+        }
+        if (epoll_ctl(set->epoll, EPOLL_CTL_ADD, fd, &event) < 0) {
+                int r = -errno;
+
+                close_fd(fd);
+                free(peer);
+                return FAULT(r);
+        }
+        peer->set = set;
+        peer->fd = fd;
+        peer->interest = event.events;
+        peer->refusal = refusal;
+        caller_init(&peer->caller, fd, process);
+        peer->caller.answer_later = answer_later;
+        list_append(&set->peers, &peer->in_set);
+        set->count++;
+        return 0;
+}
+
+size_t peer_set_count(const PeerSet *set)
+{
+        return set->count;
+}
+
+void peer_set_on_empty(PeerSet *set, void (*empty)(void *userdata), void *userdata)
+{
+        set->empty = empty;
+        set->userdata = userdata;
+}
+
+int peer_set_new(sd_event *loop, const RpcProgram *program, const RpcServices *services, PeerSet **ret)
+{
+        PeerSet *set = calloc(1, sizeof(*set));
+        int r = 0;
+
+        if (!set)
+                return FAULT(-ENOMEM);
+        set->program = program;
+        set->services = services;
+        list_init(&set->peers);
+        list_init(&set->ended);
+        set->scratch = malloc(PEER_READ_MAX);
+        set->epoll = epoll_create1(EPOLL_CLOEXEC);
+        if (!set->scratch || set->epoll < 0)
+                r = set->epoll < 0 ? -errno : -ENOMEM;
+        else
+                r = sd_event_add_io(loop, &set->source, set->epoll, EPOLLIN, on_events, set);
+        if (r < 0) {
+                peer_set_free(set);
+                return FAULT(r);
+        }
+        *ret = set;
+        return 0;
+}
+
+PeerSet *peer_set_free(PeerSet *set)
+{
+        if (!set)
+                return NULL;
+        set->empty = NULL;
+        list_for_each_safe(node, &set->peers)
+                peer_end(list_entry(node, Peer, in_set), false);
+        free_ended(set);
+        sd_event_source_disable_unref(set->source);
+        close_fd(set->epoll);
+        free(set->scratch);
+        free(set);
+        return NULL;
+}

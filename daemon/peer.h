@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * One client connection: what came in and is not dispatched, what is to go out and is not sent. The boundary where
+ * faults of a connection are logged and contained.
+ *
+ * A PeerSet is the connections of one socket's clients. Their readiness comes through one epoll that is a single source
+ * of the loop: a source each would cost 20 times as much with a thousand of them ready.
+ */
+#pragma once
+
+#include <systemd/sd-event.h>
+
+#include "owner.h"
+#include "rpc.h"
+
+typedef struct Peer Peer;
+typedef struct PeerSet PeerSet;
+
+int peer_set_new(sd_event *loop, const RpcProgram *program, const RpcServices *services, PeerSet **ret);
+/* Closes all connections. */
+PeerSet *peer_set_free(PeerSet *set);
+size_t peer_set_count(const PeerSet *set);
+
+/* Called when the number of connections has gone down to 0. */
+void peer_set_on_empty(PeerSet *set, void (*empty)(void *userdata), void *userdata);
+
+/* Takes fd over, also on failure. refusal: NULL, or the static text that answers its first call before the connection is
+ * closed. */
+int peer_new(PeerSet *set, int fd, const OwnerPeer *process, const char *refusal);

@@ -1,0 +1,436 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Invariant: what is not known to be local is foreign. It refuses to know leases and owners.
+ *
+ * For a local path the lookup starts at the root of its mount and may not leave it. When it would (a symbolic link to
+ * another mount, a mount that the table does not show yet), the kernel says EXDEV and the path counts as foreign.
+ */
+#include "storage.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <libmount.h>
+#include <limits.h>
+#include <linux/openat2.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/pidfd.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include "cleanup.h"
+#include "fault.h"
+#include "hash.h"
+
+typedef struct Mount {
+        UT_hash_handle hh;
+        int id;
+        bool local;
+        char *type;
+        size_t len;
+        char point[];
+} Mount;
+
+struct Storage {
+        Mount *mounts;             /* by mount point; of several at one place the last one counts */
+        struct libmnt_table *fstab; /* NULL: none */
+        unsigned long long generation;
+        int watch;
+        char description[PATH_MAX + 64];
+};
+
+/* A disk that answers or fails, as opposed to one that may wait for ever (loop, nbd, multipath, iSCSI). */
+static bool is_plain_disk(dev_t dev)
+{
+        char path[64], target[PATH_MAX], uuid[128] = "";
+        ssize_t n;
+        FILE *f;
+
+        (void)snprintf(path, sizeof(path), "/sys/dev/block/%u:%u", major(dev), minor(dev));
+        n = readlink(path, target, sizeof(target) - 1);
+        if (n < 0)
+                return false;
+        target[n] = '\0';
+        if (strstr(target, "/block/loop") || strstr(target, "/block/nbd") || strstr(target, "/session"))
+                return false;
+        (void)snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/dm/uuid", major(dev), minor(dev));
+        f = fopen(path, "re");
+        if (f) {
+                if (!fgets(uuid, sizeof(uuid), f))
+                        uuid[0] = '\0';
+                (void)fclose(f);
+        }
+        return strncmp(uuid, "mpath-", 6) != 0;
+}
+
+static bool is_local_type(struct libmnt_fs *fs)
+{
+        static const char *const memory[] = { "tmpfs", "ramfs", "devtmpfs", "proc", "sysfs" };
+        static const char *const disk[] = { "ext2", "ext3", "ext4", "xfs", "btrfs" };
+        const char *type = mnt_fs_get_fstype(fs), *source = mnt_fs_get_srcpath(fs);
+        dev_t dev = mnt_fs_get_devno(fs);
+        struct stat st;
+
+        if (!type)
+                return false;
+        for (size_t i = 0; i < sizeof(memory) / sizeof(memory[0]); i++)
+                if (strcmp(type, memory[i]) == 0)
+                        return true;
+        for (size_t i = 0; i < sizeof(disk) / sizeof(disk[0]); i++) {
+                if (strcmp(type, disk[i]) != 0)
+                        continue;
+                /* btrfs gives its mounts numbers of their own; its source is a node in /dev */
+                if (major(dev) == 0)
+                        dev = source && stat(source, &st) == 0 && S_ISBLK(st.st_mode) ? st.st_rdev : 0;
+                return is_plain_disk(dev);
+        }
+        return false;
+}
+
+static Mount *mounts_free(Mount *mounts)
+{
+        Mount *mount, *next;
+
+        HASH_ITER(hh, mounts, mount, next) {
+                HASH_DEL(mounts, mount);
+                free(mount->type);
+                free(mount);
+        }
+        return NULL;
+}
+
+static void mounts_freep(Mount **mounts)
+{
+        *mounts = mounts_free(*mounts);
+}
+
+/* The mount that path is on: the longest mount point that is path or one of its parents. */
+static Mount *mount_of(const Storage *storage, const char *path)
+{
+        size_t len = strnlen(path, PATH_MAX);
+        Mount *mount;
+
+        while (len > 0) {
+                HASH_FIND(hh, storage->mounts, path, len, mount);
+                if (mount)
+                        return mount;
+                while (len > 0 && path[--len] != '/')
+                        ;
+                while (len > 0 && path[len - 1] == '/')
+                        len--;
+        }
+        HASH_FIND(hh, storage->mounts, "/", 1, mount);
+        return mount;
+}
+
+static int add_mount(Mount **mounts, struct libmnt_fs *fs)
+{
+        const char *point = mnt_fs_get_target(fs), *type = mnt_fs_get_fstype(fs);
+        size_t len = point ? strlen(point) : 0;
+        Mount *mount, *old, *parent, *next;
+
+        if (len == 0)
+                return 0;
+        mount = calloc(1, sizeof(*mount) + len + 1);
+        if (!mount)
+                return FAULT(-ENOMEM);
+        mount->id = mnt_fs_get_id(fs);
+        mount->len = len;
+        mount->type = strdup(type ? type : "unknown");
+        memcpy(mount->point, point, len + 1);
+        mount->local = is_local_type(fs);
+        /* A local file system that is reached through a foreign one can hang like it. */
+        HASH_ITER(hh, *mounts, parent, next)
+                if (parent->id == mnt_fs_get_parent_id(fs) && !parent->local)
+                        mount->local = false;
+        HASH_FIND(hh, *mounts, mount->point, len, old);
+        if (old) {
+                HASH_DEL(*mounts, old);
+                free(old->type);
+                free(old);
+        }
+        HASH_ADD_KEYPTR(hh, *mounts, mount->point, mount->len, mount);
+        if (!mount->type || !hash_added(mount)) {
+                if (hash_added(mount))
+                        HASH_DEL(*mounts, mount);
+                free(mount->type);
+                free(mount);
+                return FAULT(-ENOMEM);
+        }
+        return 0;
+}
+
+int storage_update(Storage *storage)
+{
+        _cleanup_(mounts_freep) Mount *fresh = NULL;
+        struct libmnt_table *table = mnt_new_table_from_file("/proc/self/mountinfo");
+        struct libmnt_iter *iter = mnt_new_iter(MNT_ITER_FORWARD);
+        struct libmnt_fs *fs;
+        Mount *old;
+        int r = table && iter ? 0 : FAULT(-EIO);
+
+        while (r == 0 && mnt_table_next_fs(table, iter, &fs) == 0)
+                r = add_mount(&fresh, fs);
+        mnt_free_iter(iter);
+        mnt_unref_table(table);
+        if (r < 0)
+                return PASS(r);
+        old = storage->mounts;
+        storage->mounts = TAKE_PTR(fresh);
+        fresh = old;
+        storage->generation++;
+        return 0;
+}
+
+void storage_reload_fstab(Storage *storage)
+{
+        mnt_unref_table(storage->fstab);
+        storage->fstab = mnt_new_table_from_file("/etc/fstab");
+        storage->generation++;
+}
+
+int storage_new(Storage **ret)
+{
+        Storage *storage = calloc(1, sizeof(*storage));
+        int r;
+
+        if (!storage)
+                return FAULT(-ENOMEM);
+        storage->watch = open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
+        r = storage->watch < 0 ? FAULT(-errno) : storage_update(storage);
+        if (r < 0) {
+                storage_free(storage);
+                return PASS(r);
+        }
+        storage_reload_fstab(storage);
+        *ret = storage;
+        return 0;
+}
+
+Storage *storage_free(Storage *storage)
+{
+        if (!storage)
+                return NULL;
+        mounts_free(storage->mounts);
+        mnt_unref_table(storage->fstab);
+        close_fd(storage->watch);
+        free(storage);
+        return NULL;
+}
+
+int storage_watch_fd(const Storage *storage)
+{
+        return storage->watch;
+}
+
+unsigned long long storage_generation(const Storage *storage)
+{
+        return storage->generation;
+}
+
+bool storage_is_local(const Storage *storage, const char *path)
+{
+        const Mount *mount = mount_of(storage, path);
+
+        return mount && mount->local;
+}
+
+const char *storage_describe(const Storage *storage, const char *path)
+{
+        const Mount *mount = mount_of(storage, path);
+        char *text = (char *)(uintptr_t)storage->description;
+
+        if (!mount)
+                return "an unknown file system";
+        (void)snprintf(text, sizeof(storage->description), "%s at %s", mount->type, mount->point);
+        return text;
+}
+
+/* path is dir, or lies below it. */
+static bool is_below(const char *path, const char *dir)
+{
+        size_t len = strlen(dir);
+
+        while (len > 1 && dir[len - 1] == '/')
+                len--;
+        if (strncmp(path, dir, len) != 0)
+                return false;
+        return len == 1 || path[len] == '\0' || path[len] == '/';
+}
+
+static bool is_mounted(const Storage *storage, const char *point)
+{
+        size_t len = strlen(point);
+        Mount *mount;
+
+        while (len > 1 && point[len - 1] == '/')
+                len--;
+        HASH_FIND(hh, storage->mounts, point, len, mount);
+        return mount && strcmp(mount->type, "autofs") != 0;
+}
+
+const char *storage_missing_mount(const Storage *storage, const char *path, const char *require_mount)
+{
+        struct libmnt_iter *iter;
+        const char *missing = NULL;
+        const Mount *mount;
+        struct libmnt_fs *fs;
+
+        if (require_mount && is_below(path, require_mount) && !is_mounted(storage, require_mount))
+                return require_mount;
+        /* Touching an automount point would start the mount, and wait for it. */
+        mount = mount_of(storage, path);
+        if (mount && strcmp(mount->type, "autofs") == 0)
+                return mount->point;
+        iter = storage->fstab ? mnt_new_iter(MNT_ITER_FORWARD) : NULL;
+        while (iter && mnt_table_next_fs(storage->fstab, iter, &fs) == 0) {
+                const char *point = mnt_fs_get_target(fs);
+
+                if (point && *point == '/' && is_below(path, point) && !is_mounted(storage, point))
+                        missing = point;
+        }
+        mnt_free_iter(iter);
+        return missing;
+}
+
+/* Where to look path up, and with which limits. */
+static int find_place(const Storage *storage, const char *path, bool follow, LockfilePlace *ret)
+{
+        const Mount *mount = mount_of(storage, path);
+        LockfilePlace place = { .dirfd = AT_FDCWD, .path = path, .follow = follow };
+
+        if (mount && mount->local) {
+                place.resolve = RESOLVE_NO_XDEV;
+                if (path[mount->len] == '\0')
+                        place.resolve = 0; /* the file itself is a mount point */
+                else if (mount->len > 1) {
+                        place.dirfd = open(mount->point, O_PATH | O_DIRECTORY | O_CLOEXEC);
+                        if (place.dirfd < 0)
+                                return FAULT(-errno);
+                        place.path = path + mount->len;
+                        while (*place.path == '/')
+                                place.path++;
+                }
+        }
+        *ret = place;
+        return 0;
+}
+
+static void place_done(LockfilePlace *place)
+{
+        place->dirfd = close_fd(place->dirfd);
+}
+
+static int open_directory(int dirfd, const char *name)
+{
+        struct open_how how = { .flags = O_PATH | O_DIRECTORY | O_CLOEXEC, .resolve = RESOLVE_NO_XDEV };
+        long fd = syscall(SYS_openat2, dirfd, name, &how, sizeof(how));
+
+        return fd < 0 ? -errno : (int)fd;
+}
+
+int storage_look(const Storage *storage, const char *path, bool follow, bool create, StorageFile *ret, LockfileStep *step)
+{
+        int r;
+
+        *ret = (StorageFile){ .place = { .dirfd = -1 }, .look = LOCKFILE_LOOK_NONE };
+        *step = LOCKFILE_OPEN;
+        r = find_place(storage, path, follow, &ret->place);
+        if (r < 0)
+                return PASS(r);
+        ret->local = ret->place.resolve != 0;
+        r = lockfile_look(&ret->place, create, &ret->look, step);
+        if (r == -EXDEV && ret->local) {
+                place_done(&ret->place);
+                ret->place = (LockfilePlace){ .dirfd = AT_FDCWD, .path = path, .follow = follow };
+                ret->local = false;
+                r = lockfile_look(&ret->place, create, &ret->look, step);
+        }
+        return PASS(r);
+}
+
+void storage_done(StorageFile *file)
+{
+        lockfile_look_done(&file->look);
+        place_done(&file->place);
+}
+
+int storage_take(StorageFile *file, bool shared, Lockfile *ret, pid_t *holder, LockfileStep *step)
+{
+        return PASS(lockfile_take(&file->place, &file->look, shared, ret, holder, step));
+}
+
+int storage_release(const Storage *storage, const char *path, bool unlink, Lockfile *file)
+{
+        LockfilePlace place = { .dirfd = -1 };
+        int r = LOCKFILE_E_KEPT;
+
+        if (unlink && storage_is_local(storage, path)) {
+                r = find_place(storage, path, false, &place);
+                if (r == 0)
+                        r = lockfile_unlink(&place, file);
+                place_done(&place);
+        }
+        lockfile_release(file);
+        return PASS(r);
+}
+
+int storage_start_flush(const Lockfile *file, pid_t *ret_pid, int *ret_pidfd)
+{
+        pid_t pid = fork();
+        int fd;
+
+        if (pid < 0)
+                return FAULT(-errno);
+        if (pid == 0) {
+                /* It keeps this one fd and no other: a copy that outlives us is a lock that nobody can find. */
+                fd = dup2(file->fd, STDIN_FILENO);
+                (void)close_range(STDIN_FILENO + 1, ~0U, 0);
+                _exit(fd < 0 || fsync(fd) < 0);
+        }
+        fd = pidfd_open(pid, 0);
+        if (fd < 0)
+                return FAULT(-errno);
+        *ret_pid = pid;
+        *ret_pidfd = fd;
+        return 0;
+}
+
+int storage_make_directory(const Storage *storage, const char *path)
+{
+        _cleanup_(place_done) LockfilePlace place = { .dirfd = -1 };
+        _cleanup_free_ char *rest = NULL;
+        char *save = NULL;
+        int r;
+
+        if (!storage_is_local(storage, path))
+                return FAULT(-EXDEV);
+        r = find_place(storage, path, true, &place);
+        if (r < 0)
+                return PASS(r);
+        if (place.resolve == 0)
+                return 0; /* a mount point */
+        rest = strdup(place.path);
+        if (!rest)
+                return FAULT(-ENOMEM);
+        if (place.dirfd == AT_FDCWD)
+                place.dirfd = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+        for (char *name = strtok_r(rest, "/", &save); name; name = strtok_r(NULL, "/", &save)) {
+                int fd = open_directory(place.dirfd, name);
+
+                if (fd == -ENOENT) {
+                        if (mkdirat(place.dirfd, name, 0700) < 0 && errno != EEXIST)
+                                return FAULT(-errno);
+                        fd = open_directory(place.dirfd, name);
+                }
+                if (fd < 0)
+                        return FAULT(fd);
+                close_fd(place.dirfd);
+                place.dirfd = fd;
+        }
+        return 0;
+}
