@@ -16,19 +16,25 @@ ALL_CFLAGS = -std=gnu11 -D_GNU_SOURCE $(WARNINGS) $(if $(WERROR),-Werror) $(CFLA
 SANITIZERS = $(if $(SANITIZE),-fsanitize=address$(comma)undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
 comma     := ,
 
-PACKAGES := libtirpc libsystemd libconfig mount
-ALL_CPPFLAGS = -Iinclude -Iprotocol -I$(B)/protocol $(shell pkg-config --cflags $(PACKAGES)) \
+PACKAGES := libtirpc libsystemd libconfig mount json-c
+ALL_CPPFLAGS = -Iinclude -Iprotocol -Iclient -I$(B)/protocol $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null) \
                -DLOCKD_VERSION='"$(VERSION)"' -DLOCKD_SYSCONFDIR='"$(SYSCONFDIR)"' $(CPPFLAGS)
-LIBS := $(shell pkg-config --libs $(PACKAGES) 2>/dev/null)
+DAEMON_LIBS := $(shell pkg-config --libs libtirpc libsystemd libconfig mount 2>/dev/null)
+ADMIN_LIBS  := $(shell pkg-config --libs libtirpc json-c 2>/dev/null)
 
 DAEMON   = $(patsubst %.c,$(B)/%.o,$(wildcard daemon/*.c))
 WIRE     = $(B)/protocol/frame.o $(B)/protocol/wire.o $(B)/protocol/virtlock_xdr.o $(B)/protocol/lockd_admin_xdr.o
 GENERATED = $(B)/protocol/virtlock.h $(B)/protocol/lockd_admin.h
 
-all: $(B)/lockd
+ADMIN    = $(patsubst %.c,$(B)/%.o,$(wildcard client/lockd-admin.c client/admin_*.c) client/orphan.c client/client.c)
+
+all: $(B)/lockd $(B)/lockd-admin
 
 $(B)/lockd: $(DAEMON) $(WIRE)
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(DAEMON_LIBS)
+
+$(B)/lockd-admin: $(ADMIN) $(WIRE)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(ADMIN_LIBS)
 
 $(B)/protocol/%.h: protocol/%.x
 	@mkdir -p $(@D)
@@ -46,10 +52,23 @@ $(B)/%.o: %.c $(GENERATED)
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
 
+# Each tests/test_*.c is a program of its own; those named test_unit_* also link the daemon's modules.
+TESTS      = $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/test_*.c))
+HARNESS    = $(B)/tests/harness.o $(B)/client/client.o $(WIRE)
+TEST_LIBS  = -lcmocka $(DAEMON_LIBS) $(ADMIN_LIBS)
+
+$(B)/tests/test_unit_%: $(B)/tests/test_unit_%.o $(filter-out $(B)/daemon/main.o,$(DAEMON)) $(HARNESS)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(TEST_LIBS)
+
+$(B)/tests/test_%: $(B)/tests/test_%.o $(HARNESS)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(TEST_LIBS)
+
+tests: all $(TESTS)
+
 clean:
 	rm -rf $(B)
 
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
 
-.PHONY: all clean
+.PHONY: all tests clean
 .SECONDARY:

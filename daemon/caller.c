@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 
 #include "cleanup.h"
 #include "fault.h"
@@ -70,6 +71,10 @@ int caller_register(Caller *caller, OwnerTable *owners, Reaper *reaper, const ui
         caller->own = is_own(caller, owner);
         owner->peers++;
         if (caller->own) {
+                struct stat st;
+
+                if (fstat(caller->socket, &st) == 0)
+                        owner->own_socket = st.st_ino;
                 owner->own_peers++;
                 owner->proved = true;
         }

@@ -44,6 +44,7 @@ struct Owner {
         bool proved;         /* a connection of its own showed that it is that process */
         unsigned peers;      /* registered connections, its own ones included */
         unsigned own_peers;  /* its own connections that are open */
+        ino_t own_socket;    /* our end of the newest of them */
         size_t n_holds;
         size_t unprotected;  /* of them: holds that were taken away by force */
         ListNode holds;      /* of Hold */

@@ -41,6 +41,7 @@ void snapshot_owner(const Owner *owner, lockd_owner *ret)
                 .start_time = owner->start_time,
                 .proved = owner->proved,
                 .connections = owner->own_peers,
+                .socket = owner->own_peers > 0 ? owner->own_socket : 0,
                 .state = owner_state(owner),
         };
         memcpy(ret->uuid, owner->key.uuid, sizeof(ret->uuid));

@@ -3,7 +3,6 @@
 #
 # Shared by the tests: hosts (namespaces with a libvirtd and a lock daemon of their own), guests, and what is asserted.
 
-root=$(cd "$BATS_TEST_DIRNAME/../.." && pwd)
 declare -gA host_pid host_waiter # -g: bats loads this file inside a function
 # The host that commands act on: HOST=two virsh ...
 HOST=one
@@ -122,7 +121,7 @@ daemon_start() {
     lockd)
         # A file with defaults only.
         touch "$BATS_TEST_TMPDIR/$HOST/etc/lockd.conf"
-        start_process daemon "$root/build/lockd" -f /etc/libvirt/lockd.conf
+        start_process daemon "$BUILD/lockd" -f /etc/libvirt/lockd.conf
         wait_until 10 lockd_admin list ;;
     virtlockd)
         start_process daemon virtlockd -f /etc/libvirt/virtlockd.conf
@@ -150,7 +149,7 @@ virsh() {
 }
 
 lockd_admin() {
-    on "$HOST" timeout 10 "$root/build/lockd-admin" "$@"
+    on "$HOST" timeout 10 "$BUILD/lockd-admin" "$@"
 }
 
 # use_lockspace DIRECTORY: the folder of lease files. libvirt tells the daemon when libvirtd starts.

@@ -69,6 +69,26 @@ load lib
     refused alpha virsh start beta
 
     virsh destroy alpha
+    assert_free "$disk"
+    signal_process daemon TERM
     wait_until 10 process_gone daemon
-    [ "$(kernel_lock "$disk")" = none ]
+}
+
+@test "an administrator takes a disk away from a guest: with --kill only, while the guest lives" {
+    lockd_only "it has no such command"
+    disk=$(image disk)
+    guest alpha "$disk"
+    guest beta "$disk"
+    virsh start alpha
+
+    run lockd_admin release "$disk" --owner "$(uuid_of alpha)"
+    [ "$status" -eq 75 ]
+    assert_state alpha running
+    assert_held "$disk" exclusive alpha
+
+    lockd_admin release "$disk" --owner "$(uuid_of alpha)" --kill
+    assert_free "$disk"
+    wait_until 10 assert_state alpha "shut off"
+    virsh start beta
+    assert_held "$disk" exclusive beta
 }

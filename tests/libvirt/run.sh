@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
 # Runs stock libvirtd, virsh and QEMU against the lock daemon: tests/libvirt/run.sh [FILE.bats...]
-# LOCK_DAEMON=lockd (default) takes build/lockd, LOCK_DAEMON=virtlockd the stock daemon.
+# LOCK_DAEMON=lockd (default) takes build/lockd (or BUILD=...), LOCK_DAEMON=virtlockd the stock daemon.
 #
 # Everything happens in private namespaces: nothing is left on the machine, and every process dies with this script.
 set -euo pipefail
 
 here=$(dirname "$(readlink -f "$0")")
 export LOCK_DAEMON=${LOCK_DAEMON:-lockd}
+BUILD=$(readlink -f "${BUILD:-$here/../../build}")
+export BUILD
 export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
 
 die() {
@@ -24,7 +26,7 @@ if [ "${1-}" != --inside ]; then
     case $LOCK_DAEMON in
     lockd)
         for tool in lockd lockd-admin; do
-            [ -x "$here/../../build/$tool" ] || die "build/$tool is missing; run 'make' first"
+            [ -x "$BUILD/$tool" ] || die "$BUILD/$tool is missing; run 'make' first"
         done ;;
     virtlockd) ;;
     *) die "LOCK_DAEMON is lockd or virtlockd, not '$LOCK_DAEMON'" ;;

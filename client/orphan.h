@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Which processes have a copy of a connection whose owner is dead. Asks the kernel (sock_diag, /proc), not the daemon. */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define ORPHAN_PIDS_MAX 16
+
+/* socket: inode of the daemon's end. Returns how many pids were found (at most ORPHAN_PIDS_MAX); 0 also when the kernel
+ * does not tell, for lack of permission. */
+size_t orphan_find(uint64_t socket, pid_t ret[ORPHAN_PIDS_MAX]);

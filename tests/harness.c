@@ -1,0 +1,612 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Invariant: every process that the harness started ends with the test, and a test never hangs for ever. */
+#include "harness.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "cleanup.h"
+#include "wire.h"
+
+struct Conn {
+        Client *client;
+};
+
+int64_t now_msec(void)
+{
+        struct timespec now;
+
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+void pause_briefly(void)
+{
+        (void)poll(NULL, 0, 2);
+}
+
+const char *work_path(const char *name)
+{
+        static char buffers[16][4200];
+        static unsigned next;
+        char *buf = buffers[next++ % 16];
+        const char *work = getenv("WORK");
+
+        if (!work)
+                fail_msg("WORK is not set: run this under tests/isolate");
+        (void)snprintf(buf, sizeof(buffers[0]), "%s/%s", work, name);
+        return buf;
+}
+
+const char *make_file(const char *name, const char *content)
+{
+        const char *path = work_path(name);
+        int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+        assert_true(fd >= 0);
+        if (content)
+                assert_int_equal(write(fd, content, strlen(content)), (ssize_t)strlen(content));
+        close(fd);
+        return path;
+}
+
+bool file_exists(const char *path)
+{
+        return access(path, F_OK) == 0;
+}
+
+bool is_lockable(const char *path, bool shared)
+{
+        struct flock lock = { .l_type = shared ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET, .l_len = 1 };
+        int fd = open(path, O_RDWR | O_CLOEXEC);
+
+        assert_true(fd >= 0);
+        assert_int_equal(fcntl(fd, F_OFD_GETLK, &lock), 0);
+        close(fd);
+        return lock.l_type == F_UNLCK;
+}
+
+/* ---- daemon ---- */
+
+static void write_config(const TestDaemon *daemon, const char *config)
+{
+        FILE *f = fopen(daemon->config, "we");
+
+        assert_non_null(f);
+        fprintf(f, "lock_socket = \"%s\"\nadmin_socket = \"%s\"\n%s", daemon->lock_socket, daemon->admin_socket, config ? config : "");
+        fclose(f);
+}
+
+static bool answers(const char *socket)
+{
+        Conn *conn = conn_open_at(socket);
+
+        if (conn)
+                conn_close(conn);
+        return conn != NULL;
+}
+
+void daemon_start(TestDaemon *daemon, const char *config, const char *const *arguments)
+{
+        static int number;
+        const char *binary = getenv("LOCKD") ? getenv("LOCKD") : "build/lockd";
+        const char *argv[16] = { binary, "-f", daemon->config, "-v" };
+        int n = 4, log;
+
+        (void)snprintf(daemon->dir, sizeof(daemon->dir), "%s/d%d.%d", getenv("WORK"), (int)getpid(), number++);
+        assert_int_equal(mkdir(daemon->dir, 0700), 0);
+        (void)snprintf(daemon->lock_socket, sizeof(daemon->lock_socket), "%s/lock", daemon->dir);
+        (void)snprintf(daemon->admin_socket, sizeof(daemon->admin_socket), "%s/admin", daemon->dir);
+        (void)snprintf(daemon->log, sizeof(daemon->log), "%s/log", daemon->dir);
+        (void)snprintf(daemon->config, sizeof(daemon->config), "%s/lockd.conf", daemon->dir);
+        write_config(daemon, config);
+        for (; arguments && *arguments; arguments++)
+                argv[n++] = *arguments;
+        daemon->pid = fork();
+        assert_true(daemon->pid >= 0);
+        if (daemon->pid == 0) {
+                (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
+                log = open(daemon->log, O_WRONLY | O_CREAT | O_APPEND, 0600);
+                (void)dup2(log, STDERR_FILENO);
+                (void)dup2(log, STDOUT_FILENO);
+                (void)close_range(3, ~0U, 0);
+                execv(binary, (char **)(uintptr_t)argv);
+                _exit(127);
+        }
+        wait_until(answers(daemon->lock_socket) && answers(daemon->admin_socket));
+}
+
+void daemon_end(TestDaemon *daemon)
+{
+        if (daemon->pid <= 0)
+                return;
+        (void)kill(daemon->pid, SIGKILL);
+        assert_int_equal(waitpid(daemon->pid, NULL, 0), daemon->pid);
+        daemon->pid = 0;
+}
+
+int daemon_wait(TestDaemon *daemon)
+{
+        int status = 0;
+
+        wait_until(waitpid(daemon->pid, &status, WNOHANG) == daemon->pid);
+        daemon->pid = 0;
+        return status;
+}
+
+bool daemon_log_has(const TestDaemon *daemon, const char *text)
+{
+        _cleanup_free_ char *content = NULL;
+        size_t size = 0;
+        FILE *f = fopen(daemon->log, "re");
+        bool found = false;
+
+        assert_non_null(f);
+        if (getdelim(&content, &size, '\0', f) > 0)
+                found = strstr(content, text) != NULL;
+        fclose(f);
+        return found;
+}
+
+void daemon_expect_log(const TestDaemon *daemon, const char *text)
+{
+        wait_until(daemon_log_has(daemon, text));
+}
+
+/* ---- connections ---- */
+
+Conn *conn_open_at(const char *socket)
+{
+        Client *client;
+        Conn *conn;
+
+        if (client_new(socket, HARNESS_DEADLINE_MSEC, &client) < 0)
+                return NULL;
+        conn = calloc(1, sizeof(*conn));
+        assert_non_null(conn);
+        conn->client = client;
+        return conn;
+}
+
+Conn *conn_open(const TestDaemon *daemon)
+{
+        Conn *conn = conn_open_at(daemon->lock_socket);
+
+        assert_non_null(conn);
+        return conn;
+}
+
+Conn *admin_open(const TestDaemon *daemon)
+{
+        Conn *conn = conn_open_at(daemon->admin_socket);
+
+        assert_non_null(conn);
+        return conn;
+}
+
+void conn_close(Conn *conn)
+{
+        if (conn)
+                client_free(conn->client);
+        free(conn);
+}
+
+int conn_fd(const Conn *conn)
+{
+        return client_fd(conn->client);
+}
+
+static int checked_call(Conn *conn, uint32_t program, uint32_t version, int32_t procedure, xdrproc_t args_proc, const void *args,
+                        xdrproc_t ret_proc, void *ret)
+{
+        int r = client_call(conn->client, program, version, procedure, args_proc, args, ret_proc, ret);
+
+        if (r < 0)
+                fail_msg("procedure %d of program %#x: %s", procedure, program, strerror(-r));
+        return r == 0 ? 0 : client_error(conn->client)->code;
+}
+
+int conn_call(Conn *conn, int32_t procedure, xdrproc_t proc, const void *args)
+{
+        return checked_call(conn, VIRTLOCK_PROGRAM, VIRTLOCK_VERSION, procedure, proc, args, NULL, NULL);
+}
+
+const char *conn_message(const Conn *conn)
+{
+        return client_error_message(conn->client);
+}
+
+const virtlock_error *conn_error(const Conn *conn)
+{
+        return client_error(conn->client);
+}
+
+static virtlock_string string_of(const char *text)
+{
+        return (virtlock_string){ .virtlock_string_len = (u_int)strlen(text), .virtlock_string_val = (char *)(uintptr_t)text };
+}
+
+int conn_register(Conn *conn, const char *name, const uint8_t uuid[16], uint32_t id, uint32_t pid)
+{
+        virtlock_register args = { .name = string_of(name), .id = id, .pid = pid };
+
+        memcpy(args.uuid, uuid, sizeof(args.uuid));
+        return conn_call(conn, VIRTLOCK_REGISTER, (xdrproc_t)xdr_virtlock_register, &args);
+}
+
+int conn_restrict(Conn *conn)
+{
+        virtlock_restrict args = { 0 };
+
+        return conn_call(conn, VIRTLOCK_RESTRICT, (xdrproc_t)xdr_virtlock_restrict, &args);
+}
+
+static int resource_call(Conn *conn, int32_t procedure, const char *lockspace, const char *name, uint32_t flags)
+{
+        virtlock_resource args = { .path = string_of(lockspace), .name = string_of(name), .flags = flags };
+
+        return conn_call(conn, procedure, (xdrproc_t)xdr_virtlock_resource, &args);
+}
+
+int conn_acquire(Conn *conn, const char *lockspace, const char *name, uint32_t flags)
+{
+        return resource_call(conn, VIRTLOCK_ACQUIRE_RESOURCE, lockspace, name, flags);
+}
+
+int conn_release(Conn *conn, const char *lockspace, const char *name)
+{
+        return resource_call(conn, VIRTLOCK_RELEASE_RESOURCE, lockspace, name, 0);
+}
+
+int conn_create_resource(Conn *conn, const char *lockspace, const char *name)
+{
+        return resource_call(conn, VIRTLOCK_CREATE_RESOURCE, lockspace, name, 0);
+}
+
+int conn_delete_resource(Conn *conn, const char *lockspace, const char *name)
+{
+        return resource_call(conn, VIRTLOCK_DELETE_RESOURCE, lockspace, name, 0);
+}
+
+int conn_new_lockspace(Conn *conn, const char *path)
+{
+        virtlock_new args = { .path = string_of(path) };
+
+        return conn_call(conn, VIRTLOCK_NEW, (xdrproc_t)xdr_virtlock_new, &args);
+}
+
+int conn_create_lockspace(Conn *conn, const char *path)
+{
+        virtlock_create_lockspace args = { .path = string_of(path) };
+
+        return conn_call(conn, VIRTLOCK_CREATE_LOCKSPACE, (xdrproc_t)xdr_virtlock_create_lockspace, &args);
+}
+
+void conn_send_bytes(Conn *conn, const void *bytes, size_t len)
+{
+        const uint8_t *p = bytes;
+
+        while (len > 0) {
+                ssize_t n = send(conn_fd(conn), p, len, MSG_NOSIGNAL);
+                struct pollfd poll_fd = { .fd = conn_fd(conn), .events = POLLOUT };
+
+                if (n < 0 && errno == EAGAIN) {
+                        assert_int_equal(poll(&poll_fd, 1, HARNESS_DEADLINE_MSEC), 1);
+                        continue;
+                }
+                if (n < 0 && (errno == EPIPE || errno == ECONNRESET))
+                        return; /* the daemon closed: what it thinks is asked by conn_receive() */
+                assert_true(n > 0);
+                p += n;
+                len -= (size_t)n;
+        }
+}
+
+void conn_send_frame(Conn *conn, FrameHeader header, const void *payload, size_t len)
+{
+        uint8_t head[FRAME_HEADER_SIZE];
+
+        if (header.length == 0)
+                header.length = (uint32_t)(FRAME_HEADER_SIZE + len);
+        frame_write_header(head, &header);
+        conn_send_bytes(conn, head, sizeof(head));
+        conn_send_bytes(conn, payload, len);
+}
+
+static bool receive_all(Conn *conn, uint8_t *bytes, size_t len)
+{
+        while (len > 0) {
+                struct pollfd p = { .fd = conn_fd(conn), .events = POLLIN };
+                ssize_t n;
+
+                if (poll(&p, 1, HARNESS_DEADLINE_MSEC) != 1)
+                        fail_msg("no answer");
+                n = recv(conn_fd(conn), bytes, len, 0);
+                if (n == 0 || (n < 0 && errno == ECONNRESET))
+                        return false;
+                assert_true(n > 0);
+                bytes += n;
+                len -= (size_t)n;
+        }
+        return true;
+}
+
+bool conn_receive(Conn *conn, FrameHeader *ret, uint8_t **payload, size_t *len)
+{
+        uint8_t head[FRAME_HEADER_SIZE], *bytes;
+        int r;
+
+        if (!receive_all(conn, head, sizeof(head)))
+                return false;
+        r = frame_parse(head, sizeof(head), 64U * 1024 * 1024, ret);
+        assert_true(r == 0 || r == FRAME_E_PARTIAL);
+        bytes = malloc(ret->length);
+        assert_non_null(bytes);
+        assert_true(receive_all(conn, bytes, ret->length - FRAME_HEADER_SIZE));
+        if (len)
+                *len = ret->length - FRAME_HEADER_SIZE;
+        if (payload)
+                *payload = bytes;
+        else
+                free(bytes);
+        return true;
+}
+
+uint8_t *encode_args(xdrproc_t proc, const void *args, size_t *ret_len)
+{
+        size_t size = wire_size(proc, args);
+        uint8_t *frame = malloc(size), *payload = malloc(size);
+        FrameHeader header = { 0 };
+
+        assert_non_null(frame);
+        assert_non_null(payload);
+        assert_int_equal(wire_encode(&header, proc, args, frame, size), 0);
+        *ret_len = header.length - FRAME_HEADER_SIZE;
+        memcpy(payload, frame + FRAME_HEADER_SIZE, *ret_len);
+        free(frame);
+        return payload;
+}
+
+/* ---- VM stand-ins ---- */
+
+static void vm_identity(Vm *vm, const char *name)
+{
+        static uint32_t next_id = 1;
+        uint64_t hash = 1469598103934665603U;
+
+        (void)snprintf(vm->name, sizeof(vm->name), "%s", name);
+        for (int i = 0; i < 16; i++) {
+                hash = (hash ^ (uint64_t)(unsigned char)name[(size_t)i % strlen(name)] ^ (uint64_t)i) * 1099511628211U;
+                vm->uuid[i] = (uint8_t)(hash >> 32);
+        }
+        vm->id = next_id++;
+}
+
+/* The stand-in obeys one-letter commands: c close the connection, t ignore TERM, d daemonize. It ends at EOF. */
+static void vm_run(const TestDaemon *daemon, const Vm *vm, int control)
+{
+        Conn *conn = NULL;
+        char command, answer = 'k';
+        int32_t child;
+
+        (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
+        (void)signal(SIGTERM, SIG_DFL);
+        if (daemon) {
+                conn = conn_open_at(daemon->lock_socket);
+                if (!conn || conn_register(conn, vm->name, vm->uuid, vm->id, (uint32_t)getpid()) != 0 || conn_restrict(conn) != 0)
+                        _exit(3);
+        }
+        if (write(control, &answer, 1) != 1)
+                _exit(4);
+        while (read(control, &command, 1) == 1) {
+                switch (command) {
+                case 'c':
+                        conn_close(conn);
+                        break;
+                case 't':
+                        (void)signal(SIGTERM, SIG_IGN);
+                        break;
+                case 'd':
+                        child = fork();
+                        if (child != 0) {
+                                if (write(control, &child, sizeof(child)) != (ssize_t)sizeof(child))
+                                        _exit(4);
+                                _exit(0);
+                        }
+                        continue;
+                default:
+                        _exit(5);
+                }
+                if (write(control, &answer, 1) != 1)
+                        _exit(4);
+        }
+        _exit(0);
+}
+
+static Vm vm_fork(const TestDaemon *daemon, const char *name)
+{
+        Vm vm = { 0 };
+        int fds[2];
+        char answer;
+
+        vm_identity(&vm, name);
+        assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+        vm.pid = fork();
+        assert_true(vm.pid >= 0);
+        if (vm.pid == 0) {
+                /* Only its own control: a copy of another's would keep that one from its EOF. */
+                (void)dup2(fds[1], 3);
+                (void)close_range(4, ~0U, 0);
+                vm_run(daemon, &vm, 3);
+        }
+        close(fds[1]);
+        vm.control = fds[0];
+        if (read(vm.control, &answer, 1) != 1)
+                fail_msg("VM stand-in %s did not come up", name);
+        return vm;
+}
+
+Vm vm_start(const TestDaemon *daemon, const char *name)
+{
+        return vm_fork(daemon, name);
+}
+
+Vm vm_start_bare(const char *name)
+{
+        return vm_fork(NULL, name);
+}
+
+Conn *vm_conn(const TestDaemon *daemon, const Vm *vm)
+{
+        Conn *conn = conn_open(daemon);
+
+        assert_int_equal(conn_register(conn, vm->name, vm->uuid, vm->id, (uint32_t)vm->pid), 0);
+        return conn;
+}
+
+static void vm_command(Vm *vm, char command)
+{
+        char answer;
+
+        assert_int_equal(write(vm->control, &command, 1), 1);
+        assert_int_equal(read(vm->control, &answer, 1), 1);
+}
+
+void vm_close_connection(Vm *vm)
+{
+        vm_command(vm, 'c');
+}
+
+void vm_ignore_term(Vm *vm)
+{
+        vm_command(vm, 't');
+}
+
+pid_t vm_daemonize(Vm *vm)
+{
+        int32_t child;
+
+        assert_int_equal(write(vm->control, "d", 1), 1);
+        assert_int_equal(recv(vm->control, &child, sizeof(child), MSG_WAITALL), (ssize_t)sizeof(child));
+        assert_int_equal(waitpid(vm->pid, NULL, 0), vm->pid);
+        return child;
+}
+
+void vm_end_child(Vm *vm)
+{
+        close(vm->control);
+        vm->control = -1;
+}
+
+void vm_kill(Vm *vm)
+{
+        (void)kill(vm->pid, SIGKILL);
+        assert_int_equal(waitpid(vm->pid, NULL, 0), vm->pid);
+        close(vm->control);
+        vm->control = -1;
+}
+
+bool vm_is_alive(const Vm *vm)
+{
+        siginfo_t info = { 0 };
+
+        return waitid(P_PID, (id_t)vm->pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == 0;
+}
+
+void vm_wait(Vm *vm)
+{
+        wait_until(!vm_is_alive(vm));
+        assert_int_equal(waitpid(vm->pid, NULL, 0), vm->pid);
+        close(vm->control);
+        vm->control = -1;
+}
+
+/* ---- administration ---- */
+
+const char *uuid_text(const uint8_t uuid[16])
+{
+        static char buffers[4][37];
+        static unsigned next;
+        char *buf = buffers[next++ % 4], *p = buf;
+
+        for (int i = 0; i < 16; i++)
+                p += sprintf(p, "%02x%s", uuid[i], i == 3 || i == 5 || i == 7 || i == 9 ? "-" : "");
+        return buf;
+}
+
+const lockd_list_ret *list_leases(const TestDaemon *daemon)
+{
+        static lockd_list_ret all;
+        Conn *conn = admin_open(daemon);
+        lockd_list_args args = { 0 };
+        u_int n = 0;
+
+        wire_free((xdrproc_t)xdr_lockd_list_ret, &all);
+        memset(&all, 0, sizeof(all));
+        do {
+                lockd_list_ret page = { 0 };
+
+                assert_int_equal(checked_call(conn, LOCKD_ADMIN_PROGRAM, LOCKD_ADMIN_VERSION, LOCKD_ADMIN_LIST,
+                                              (xdrproc_t)xdr_lockd_list_args, &args, (xdrproc_t)xdr_lockd_list_ret, &page), 0);
+                all.records.records_val = reallocarray(all.records.records_val, n + page.records.records_len + 1, sizeof(lockd_record));
+                assert_non_null(all.records.records_val);
+                if (page.records.records_len > 0)
+                        memcpy(all.records.records_val + n, page.records.records_val, page.records.records_len * sizeof(lockd_record));
+                n += page.records.records_len;
+                free(page.records.records_val);
+                args.cursor = page.cursor;
+                args.newest = page.newest;
+        } while (args.cursor != 0);
+        all.records.records_len = n;
+        conn_close(conn);
+        return &all;
+}
+
+static bool is_text(const lockd_bytes *bytes, const char *text)
+{
+        return bytes->lockd_bytes_len == strlen(text) && memcmp(bytes->lockd_bytes_val, text, strlen(text)) == 0;
+}
+
+const lockd_record *find_lease(const TestDaemon *daemon, const char *lockspace, const char *name)
+{
+        const lockd_list_ret *list = list_leases(daemon);
+
+        for (u_int i = 0; i < list->records.records_len; i++) {
+                const lockd_record *record = &list->records.records_val[i];
+
+                if (is_text(&record->lockspace, lockspace) && is_text(&record->resource, name))
+                        return record;
+        }
+        return NULL;
+}
+
+void wait_unlisted(const TestDaemon *daemon, const char *lockspace, const char *name)
+{
+        wait_until(!find_lease(daemon, lockspace, name));
+}
+
+int admin_release_call(Conn *admin, const char *lockspace, const char *name, const char *owner, lockd_release_how how)
+{
+        lockd_release_args args = {
+                .lockspace = { (u_int)strlen(lockspace), (char *)(uintptr_t)lockspace },
+                .resource = { (u_int)strlen(name), (char *)(uintptr_t)name },
+                .owner = { (u_int)strlen(owner), (char *)(uintptr_t)owner },
+                .how = how,
+        };
+        lockd_release_ret ret = { 0 };
+
+        return checked_call(admin, LOCKD_ADMIN_PROGRAM, LOCKD_ADMIN_VERSION, LOCKD_ADMIN_RELEASE, (xdrproc_t)xdr_lockd_release_args,
+                            &args, (xdrproc_t)xdr_lockd_release_ret, &ret);
+}
