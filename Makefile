@@ -19,12 +19,12 @@ comma     := ,
 PACKAGES := libtirpc libsystemd libconfig mount json-c
 ALL_CPPFLAGS = -Iinclude -Iprotocol -Iclient -I$(B)/protocol $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null) \
                -DLOCKD_VERSION='"$(VERSION)"' -DLOCKD_SYSCONFDIR='"$(SYSCONFDIR)"' $(CPPFLAGS)
-DAEMON_LIBS := $(shell pkg-config --libs libtirpc libsystemd libconfig mount 2>/dev/null)
+DAEMON_LIBS := $(shell pkg-config --libs libtirpc libsystemd libconfig mount json-c 2>/dev/null)
 ADMIN_LIBS  := $(shell pkg-config --libs libtirpc json-c 2>/dev/null)
 
 DAEMON   = $(patsubst %.c,$(B)/%.o,$(wildcard daemon/*.c))
-WIRE     = $(B)/protocol/frame.o $(B)/protocol/wire.o $(B)/protocol/virtlock_xdr.o $(B)/protocol/lockd_admin_xdr.o
-GENERATED = $(B)/protocol/virtlock.h $(B)/protocol/lockd_admin.h
+WIRE     = $(B)/protocol/frame.o $(B)/protocol/wire.o $(B)/protocol/virtlock_xdr.o $(B)/protocol/lockd_admin_xdr.o $(B)/protocol/record_xdr.o
+GENERATED = $(B)/protocol/virtlock.h $(B)/protocol/record.h $(B)/protocol/lockd_admin.h
 
 ADMIN    = $(patsubst %.c,$(B)/%.o,$(wildcard client/lockd-admin.c client/admin_*.c) client/orphan.c client/client.c)
 
@@ -45,7 +45,7 @@ $(B)/protocol/%_xdr.c: protocol/%.x $(B)/protocol/%.h
 	cd protocol && rpcgen -c $*.x >$(abspath $@).tmp && mv $(abspath $@).tmp $(abspath $@)
 
 # rpcgen declares a variable that it does not always use.
-$(B)/protocol/%_xdr.o: $(B)/protocol/%_xdr.c
+$(B)/protocol/%_xdr.o: $(B)/protocol/%_xdr.c $(GENERATED)
 	$(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) -Wno-unused-variable -MMD -MP -c -o $@ $<
 
 $(B)/%.o: %.c $(GENERATED)
@@ -63,12 +63,59 @@ $(B)/tests/test_unit_%: $(B)/tests/test_unit_%.o $(filter-out $(B)/daemon/main.o
 $(B)/tests/test_%: $(B)/tests/test_%.o $(HARNESS)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(TEST_LIBS)
 
-tests: all $(TESTS)
+tests: all $(TESTS) $(B)/tests/vm
+
+$(B)/tests/vm: $(B)/tests/vm.o $(B)/client/client.o $(WIRE)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(ADMIN_LIBS)
+
+# Root only: the tests make namespaces of their own. TESTS_RUN="..." picks some of them.
+SCRIPTS   = $(wildcard tests/*.bats)
+TESTS_RUN = $(TESTS) $(SCRIPTS)
+TEST_ENV  = BUILD=$(abspath $(B)) LOCKD=$(abspath $(B))/lockd LOCKD_ADMIN=$(abspath $(B))/lockd-admin MALLOC_PERTURB_=165
+
+check: deps
+	$(MAKE) check-run
+
+check-run: tests
+	$(TEST_ENV) tests/run $(B)/logs $(TESTS_RUN)
+
+demo: deps
+	$(MAKE) all $(B)/tests/vm
+	$(TEST_ENV) tests/demo.sh
+
+check-libvirt: deps deps-libvirt
+	$(MAKE) all
+	tests/libvirt/run.sh
+
+# By package name, from whatever the machine's apt is set up to use.
+BUILD_DEPS   = gcc make pkg-config rpcsvc-proto libtirpc-dev libsystemd-dev libconfig-dev libmount-dev libjson-c-dev uthash-dev
+TEST_DEPS    = libcmocka-dev bats clang libclang-rt-14-dev jq mandoc shellcheck python3-minimal iproute2 procps e2fsprogs libvirt-daemon-system
+LIBVIRT_DEPS = libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils
+
+deps:
+	@tests/install-packages $(BUILD_DEPS) $(TEST_DEPS)
+
+deps-libvirt:
+	@tests/install-packages $(LIBVIRT_DEPS)
+
+SBINDIR = $(PREFIX)/sbin
+MANDIR  = $(PREFIX)/share/man
+UNITS   = lockd.service lockd.socket lockd-admin.socket
+
+install: all
+	install -D -m 755 $(B)/lockd $(DESTDIR)$(SBINDIR)/lockd
+	install -D -m 755 $(B)/lockd-admin $(DESTDIR)$(SBINDIR)/lockd-admin
+	install -D -m 644 etc/lockd.conf $(DESTDIR)$(SYSCONFDIR)/lockd/lockd.conf
+	for page in lockd.8 lockd-admin.8 lockd.conf.5; do \
+		install -D -m 644 docs/$$page $(DESTDIR)$(MANDIR)/man$${page##*.}/$$page; done
+	mkdir -p $(DESTDIR)$(UNITDIR)
+	for unit in $(UNITS); do \
+		sed 's|@SBINDIR@|$(SBINDIR)|g' systemd/$$unit.in >$(DESTDIR)$(UNITDIR)/$$unit; done
 
 clean:
 	rm -rf $(B)
 
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
 
-.PHONY: all tests clean
+.PHONY: all tests check check-run check-libvirt demo deps deps-libvirt install clean
 .SECONDARY:

@@ -19,7 +19,7 @@ struct Admin {
         Client *client;
 };
 
-static const AdminCommand *const commands[] = { &admin_list, &admin_release, &admin_stop };
+static const AdminCommand *const commands[] = { &admin_list, &admin_release, &admin_upgrade, &admin_stop };
 
 static int unavailable(const Admin *admin, int error)
 {
@@ -97,8 +97,8 @@ static void help(void)
         for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)
                 printf("  %-9s%.*s\n", commands[i]->name, (int)strcspn(strchr(commands[i]->help, '\n') + 1, "\n"),
                        strchr(commands[i]->help, '\n') + 1);
-        fputs("\nExit codes: 0 done, 1 refused, 64 usage, 69 no answer, 70 internal, 75 held or owner alive,\n"
-              "77 not permitted. See lockd-admin(8).\n", stdout);
+        fputs("\nExit codes: 0 done, 1 refused, 64 usage, 69 no answer, 70 internal, 74 output failed,\n"
+              "75 held or owner alive, 77 not permitted. See lockd-admin(8).\n", stdout);
 }
 
 static int run_command(Admin *admin, int argc, char **argv)

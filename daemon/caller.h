@@ -12,6 +12,7 @@
 #include "lockspace.h"
 #include "owner.h"
 #include "reaper.h"
+#include "record.h"
 
 typedef struct Caller Caller;
 struct RpcError;
@@ -20,6 +21,7 @@ struct RpcError;
 typedef enum CallerLast { CALLER_LAST_OTHER, CALLER_LAST_GRANTED, CALLER_LAST_REFUSED } CallerLast;
 
 struct Caller {
+        uint64_t number;     /* of the connection, unique in the daemon's life */
         OwnerPeer process;   /* pidfd stays -1: asked of the socket when it is needed */
         int socket;
         Owner *owner;        /* NULL: not registered */
@@ -28,8 +30,10 @@ struct Caller {
         bool restricted;
         CallerLast last;
         ListNode taken;      /* of Hold.in_taken; empty for an own connection */
+        lockd_later later;   /* why its call has no answer yet */
         ReaperWait wait;     /* for a release that has to see its owner dead ... */
-        uint64_t waited_holds; /* ... with this many holds */
+        uint64_t waits_for;  /* ... which has this number ... */
+        uint64_t waited_holds; /* ... and this many holds */
         /* Sends the answer of a call that was put off: the error, or ret when that is NULL. Set by the connection. */
         void (*answer_later)(Caller *caller, const struct RpcError *error, const void *ret);
 };

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/stat.h>
 #include <systemd/sd-daemon.h>
 #include <systemd/sd-event.h>
 #include <time.h>
@@ -28,6 +29,8 @@
 #include "peer.h"
 #include "reaper.h"
 #include "rpc.h"
+#include "upgrade.h"
+#include "virtlock.h"
 
 #define HOLDERS_LOGGED_MAX 100
 
@@ -51,7 +54,10 @@ typedef struct Daemon {
         RpcServices services;
         Server servers[SERVERS];
         sd_event_source *mounts, *idle;
-        sd_event_source *signals[5];
+        sd_event_source *signals[6];
+        char *state; /* that this image was executed with; NULL: a fresh start */
+        Upgrade *upgrade;
+        RestoreParts parts;
         unsigned long long generation; /* of the storage's table, as last seen */
 } Daemon;
 
@@ -108,6 +114,7 @@ static int apply_config(Daemon *daemon, char **why)
                 return PASS(r);
         }
         reaper_set_policy(daemon->reaper, config->kill_on_disconnect ? REAPER_KILL : REAPER_HOLD);
+        lockspace_forget_mounts(daemon->lockspaces);
         for (size_t i = 0; i < config->n_lockspaces; i++) {
                 r = lockspace_require_mount(daemon->lockspaces, config->lockspaces[i].path, config->lockspaces[i].require_mount);
                 if (r < 0)
@@ -193,6 +200,53 @@ static void stop(void *userdata)
         (void)sd_event_exit(daemon->loop, EXIT_OK);
 }
 
+/* What the state names, as it is now. */
+static void collect_parts(Daemon *daemon)
+{
+        daemon->parts = (RestoreParts){
+                .lockspaces = daemon->lockspaces,
+                .owners = daemon->owners,
+                .reaper = daemon->reaper,
+                .fds = { -1, -1 },
+        };
+        for (int i = 0; i < SERVERS; i++) {
+                daemon->parts.peers[i] = daemon->servers[i].peers;
+                daemon->parts.listeners[i] = daemon->servers[i].listener;
+                daemon->parts.paths[i] = daemon->servers[i].path;
+        }
+}
+
+static int start_upgrade(void *userdata)
+{
+        Daemon *daemon = userdata;
+
+        collect_parts(daemon);
+        return upgrade_start(daemon->upgrade, &daemon->parts);
+}
+
+static int on_upgrade(sd_event_source *source, const struct signalfd_siginfo *info, void *userdata)
+{
+        (void)source;
+        (void)info;
+        if (start_upgrade(userdata) == -EALREADY)
+                log_info("signal %u: an upgrade is under way already", info->ssi_signo);
+        return 0;
+}
+
+static void upgrade_failed(const char *why, void *userdata)
+{
+        Daemon *daemon = userdata;
+        static RpcError error;
+
+        (void)rpc_refuse(&error, VIRTLOCK_ERR_INTERNAL, VIRTLOCK_FROM_NONE, "no upgrade: %s", why);
+        list_for_each(node, peer_set_all(daemon->servers[SERVER_ADMIN].peers)) {
+                Caller *caller = peer_caller(peer_of(node));
+
+                if (caller->later == LOCKD_LATER_UPGRADE)
+                        caller->answer_later(caller, &error, NULL);
+        }
+}
+
 /* A socket that systemd opened for us, by its name there; -1: none. */
 static int activated_fd(char **names, int n, const char *ours, const char *stock)
 {
@@ -230,19 +284,28 @@ static int open_socket(Daemon *daemon, ServerKind kind, char **names, int n_name
         return PASS(r);
 }
 
-static int add_server(Daemon *daemon, ServerKind kind, int fd)
+static int add_listener(Daemon *daemon, ServerKind kind, int fd)
 {
         Server *server = &daemon->servers[kind];
-        int r = peer_set_new(daemon->loop, kind == SERVER_LOCK ? &rpc_lock_program : &rpc_admin_program, &daemon->services,
-                             &server->peers);
+        int r;
 
-        if (r < 0) {
-                close_fd(fd);
-                return PASS(r);
-        }
         r = listener_new(daemon->loop, fd, server->peers,
                          kind == SERVER_LOCK ? daemon->config.max_clients : daemon->config.admin_max_clients, limit_names[kind],
                          kind == SERVER_ADMIN, &server->listener);
+        return PASS(r);
+}
+
+/* The tables, the connections and the listeners of the image before this one. */
+static int restore(Daemon *daemon, int fds[SERVERS])
+{
+        int r;
+
+        collect_parts(daemon);
+        r = restore_tables(&daemon->parts, daemon->state, daemon->options->check_state);
+        for (int i = 0; i < SERVERS; i++) {
+                fds[i] = daemon->parts.fds[i];
+                daemon->servers[i].path = daemon->parts.paths[i];
+        }
         return PASS(r);
 }
 
@@ -252,10 +315,16 @@ static int add_servers(Daemon *daemon, char **why)
         int n = sd_listen_fds_with_names(1, &names), fds[SERVERS] = { -1, -1 }, r = 0;
 
         for (int i = 0; r == 0 && i < SERVERS; i++)
-                r = open_socket(daemon, (ServerKind)i, names, n < 0 ? 0 : n, &fds[i], why);
+                r = peer_set_new(daemon->loop, i == SERVER_LOCK ? &rpc_lock_program : &rpc_admin_program, &daemon->services,
+                                 &daemon->servers[i].peers);
+        if (r == 0 && daemon->state)
+                r = restore(daemon, fds);
+        for (int i = 0; r == 0 && i < SERVERS; i++)
+                if (fds[i] < 0)
+                        r = open_socket(daemon, (ServerKind)i, names, n < 0 ? 0 : n, &fds[i], why);
         for (int i = 0; i < SERVERS; i++) {
                 if (r == 0)
-                        r = add_server(daemon, (ServerKind)i, fds[i]);
+                        r = add_listener(daemon, (ServerKind)i, fds[i]);
                 else
                         close_fd(fds[i]);
         }
@@ -270,7 +339,7 @@ static int add_signals(Daemon *daemon)
         static const struct {
                 int number;
                 sd_event_signal_handler_t handler;
-        } handlers[] = { { SIGTERM, on_stop }, { SIGINT, on_stop }, { SIGQUIT, on_stop }, { SIGHUP, on_reload } };
+        } handlers[] = { { SIGTERM, on_stop }, { SIGINT, on_stop }, { SIGQUIT, on_stop }, { SIGHUP, on_reload }, { SIGUSR1, on_upgrade } };
 
         for (size_t i = 0; i < sizeof(handlers) / sizeof(handlers[0]); i++) {
                 int r = sd_event_add_signal(daemon->loop, &daemon->signals[i], handlers[i].number, handlers[i].handler, daemon);
@@ -296,11 +365,21 @@ static int add_timeout(Daemon *daemon)
         return 0;
 }
 
+/* Executed with a state: whatever is wrong, to end now would release every lock. */
+static bool keeps_locks(const Daemon *daemon)
+{
+        return daemon->state && !daemon->options->check_state;
+}
+
 static int set_up(Daemon *daemon, char **why)
 {
         int r;
 
         r = config_load(daemon->config_path, daemon->options->config != NULL, daemon->options->session, &daemon->config, why);
+        if (r < 0 && keeps_locks(daemon)) {
+                log_error("the defaults apply: %s", *why ? *why : strerror(-r));
+                r = config_load("/dev/null", false, daemon->options->session, &daemon->config, why);
+        }
         if (r == 0)
                 r = sd_event_default(&daemon->loop);
         if (r >= 0)
@@ -313,11 +392,18 @@ static int set_up(Daemon *daemon, char **why)
                 r = reaper_new(daemon->loop, daemon->lockspaces, &daemon->reaper);
         if (r >= 0)
                 r = apply_config(daemon, why);
+        if (r < 0 && daemon->reaper && keeps_locks(daemon)) {
+                log_error("the configuration does not apply: %s", *why ? *why : strerror(-r));
+                r = 0;
+        }
+        if (r >= 0)
+                r = upgrade_new(daemon->loop, daemon->options->argv, upgrade_failed, daemon, &daemon->upgrade);
         daemon->services = (RpcServices){
                 .storage = daemon->storage,
                 .lockspaces = daemon->lockspaces,
                 .owners = daemon->owners,
                 .reaper = daemon->reaper,
+                .upgrade = start_upgrade,
                 .stop = stop,
                 .userdata = daemon,
         };
@@ -343,6 +429,7 @@ static void tear_down(Daemon *daemon)
                 sd_event_source_disable_unref(daemon->signals[i]);
         sd_event_source_disable_unref(daemon->mounts);
         sd_event_source_disable_unref(daemon->idle);
+        upgrade_free(daemon->upgrade);
         reaper_release_all(daemon->reaper);
         reaper_free(daemon->reaper);
         lockspace_table_free(daemon->lockspaces);
@@ -351,13 +438,14 @@ static void tear_down(Daemon *daemon)
         sd_event_unref(daemon->loop);
         config_done(&daemon->config);
         free(daemon->config_path);
+        free(daemon->state);
 }
 
 static int write_pid_file(const char *path)
 {
         _cleanup_fd_ int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
 
-        return fd < 0 || dprintf(fd, "%d\n", (int)getpid()) < 0 ? -errno : 0;
+        return fd < 0 || fchmod(fd, 0644) < 0 || dprintf(fd, "%d\n", (int)getpid()) < 0 ? -errno : 0;
 }
 
 static void tell_ready(const DaemonOptions *options, int code)
@@ -368,6 +456,20 @@ static void tell_ready(const DaemonOptions *options, int code)
                 log_warning("the parent process is gone");
 }
 
+/* The trial of this image by the one that runs: everything but serving. The end of the process cleans up. */
+static int check_state(Daemon *daemon)
+{
+        char *why = NULL;
+        int r = daemon->state ? restore_stand_in(daemon->state) : -EINVAL;
+
+        daemon->config_path = daemon->options->config ? strdup(daemon->options->config) : config_default_path(daemon->options->session);
+        if (r == 0)
+                r = daemon->config_path ? set_up(daemon, &why) : -ENOMEM;
+        if (r < 0)
+                fprintf(stderr, "%s\n", why ? why : strerror(-r));
+        return r < 0 ? EXIT_CONFIG : EXIT_OK;
+}
+
 int daemon_run(const DaemonOptions *options)
 {
         Daemon daemon = { .options = options };
@@ -375,6 +477,9 @@ int daemon_run(const DaemonOptions *options)
         int r, code = EXIT_OK;
 
         fds_raise_limit();
+        r = restore_take_state(&daemon.state);
+        if (options->check_state)
+                return check_state(&daemon);
         daemon.config_path = options->config ? strdup(options->config) : config_default_path(options->session);
         r = daemon.config_path ? set_up(&daemon, &why) : -ENOMEM;
         if (r == 0 && options->pid_file) {
@@ -389,7 +494,8 @@ int daemon_run(const DaemonOptions *options)
                 code = r == -EADDRINUSE ? EXIT_UNAVAILABLE : r == -EINVAL ? EXIT_CONFIG : EXIT_FAILED;
                 tell_ready(options, code);
         } else {
-                log_info("up: locks at %s, administration at %s", daemon.config.lock_socket, daemon.config.admin_socket);
+                log_info("up%s: locks at %s, administration at %s", daemon.state ? " after an upgrade" : "", daemon.config.lock_socket,
+                         daemon.config.admin_socket);
                 tell_ready(options, EXIT_OK);
                 (void)sd_notify(0, "READY=1");
                 /* A loop that fails is no reason to let go of locks: it is entered again. */

@@ -150,6 +150,11 @@ uint64_t lease_newest(const LeaseTable *table)
         return table->newest;
 }
 
+void lease_set_newest(LeaseTable *table, uint64_t newest)
+{
+        table->newest = newest;
+}
+
 int resource_new(Lockspace *lockspace, const char *name, Lease *lease, Resource **ret)
 {
         size_t len = strlen(name);

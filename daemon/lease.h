@@ -37,7 +37,8 @@ typedef struct Hold {
         Owner *owner;
         ListNode in_lease;
         ListNode in_owner;
-        ListNode in_taken;  /* by a connection that is not the owner's own and that is still open */
+        ListNode in_taken;  /* by a connection that is not the owner's own and that is still open ... */
+        uint64_t taker;     /* ... and has this number */
         uint64_t since;     /* microseconds since 1970 */
         bool unconfirmed;   /* its taker may never have learnt of it: the owner's next acquire of it is granted, once */
 } Hold;
@@ -75,6 +76,7 @@ Lease *lease_next(const LeaseTable *table, size_t *cursor);
 size_t lease_count(const LeaseTable *table);
 /* The id of the newest lease. */
 uint64_t lease_newest(const LeaseTable *table);
+void lease_set_newest(LeaseTable *table, uint64_t newest);
 
 /* A name for a lease, not yet in a lockspace's table. */
 int resource_new(Lockspace *lockspace, const char *name, Lease *lease, Resource **ret);

@@ -165,6 +165,11 @@ Listener *listener_free(Listener *listener, const char *path)
         return NULL;
 }
 
+int listener_fd(const Listener *listener)
+{
+        return sd_event_source_get_io_fd(listener->io);
+}
+
 void listener_set_limit(Listener *listener, unsigned limit, const char *limit_name)
 {
         listener->limit = limit;

@@ -20,6 +20,9 @@ enum {
  * a second. A dead socket file is replaced. 0 and an fd, LISTENER_E_TAKEN, or -errno. */
 int listener_bind(const char *path, int *ret_fd);
 
+/* The socket. */
+int listener_fd(const Listener *listener);
+
 /* Takes fd over, also on failure. limit: connections at most, named limit_name in the configuration. use_spare: its
  * clients may use the spare fds. */
 int listener_new(sd_event *loop, int fd, PeerSet *peers, unsigned limit, const char *limit_name, bool use_spare,

@@ -203,6 +203,28 @@ int lockfile_unlink(const LockfilePlace *place, const Lockfile *file)
         return unlinkat(place->dirfd, place->path, 0) < 0 ? FAULT(-errno) : 0;
 }
 
+int lockfile_verify(const Lockfile *file)
+{
+        _cleanup_fd_ int fd = -1;
+        char text[1024];
+        struct stat st;
+        FileId id;
+        ssize_t n;
+
+        if (fstat(file->fd, &st) < 0)
+                return FAULT(-errno);
+        id = identity(&st);
+        if (!same_file(&id, &file->id))
+                return LOCKFILE_E_KIND;
+        (void)snprintf(text, sizeof(text), "/proc/self/fdinfo/%d", file->fd);
+        fd = open(text, O_RDONLY | O_CLOEXEC);
+        n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+        if (n < 0)
+                return FAULT(-errno);
+        text[n] = '\0';
+        return strstr(text, "lock:") ? 0 : LOCKFILE_E_STALE;
+}
+
 void lockfile_release(Lockfile *file)
 {
         if (file->fd < 0)

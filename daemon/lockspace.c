@@ -125,20 +125,30 @@ int lockspace_create(LockspaceTable *table, const char *path, bool fresh, int *r
 {
         char plain[LOCKSPACE_PATH_MAX + 1];
         Lockspace *lockspace = find(table, path);
-        int r;
 
         *ret_made = 0;
-        if (lockspace)
-                return fresh ? LOCKSPACE_E_EXISTS : 0;
+        if (lockspace && fresh)
+                return LOCKSPACE_E_EXISTS;
+        if (lockspace && !*lockspace->path)
+                return 0;
         if (*path != '/' || strlen(path) > LOCKSPACE_PATH_MAX)
                 return LOCKSPACE_E_PATH;
         normalize(path, plain);
-        if (!storage_missing_mount(table->storage, plain, NULL) && storage_is_local(table->storage, plain))
+        /* Also of a lockspace that is known: its mount may have come, or its directory gone, since. */
+        if (!storage_missing_mount(table->storage, plain, lockspace ? lockspace->require_mount : NULL) &&
+            storage_is_local(table->storage, plain))
                 *ret_made = storage_make_directory(table->storage, plain);
         if (*ret_made == -ENOTDIR)
                 return LOCKSPACE_E_NOT_DIRECTORY;
-        r = add(table, plain, &lockspace);
-        return PASS(r);
+        return lockspace ? 0 : PASS(add(table, plain, &lockspace));
+}
+
+void lockspace_forget_mounts(LockspaceTable *table)
+{
+        for (Lockspace *lockspace = table->lockspaces; lockspace; lockspace = lockspace->hh.next) {
+                free(TAKE_PTR(lockspace->require_mount));
+                lockspace->looked = 0;
+        }
 }
 
 int lockspace_require_mount(LockspaceTable *table, const char *path, const char *mount)
@@ -161,6 +171,20 @@ int lockspace_require_mount(LockspaceTable *table, const char *path, const char 
         lockspace->require_mount = copy;
         lockspace->looked = 0;
         return 0;
+}
+
+int lockspace_restore(LockspaceTable *table, const char *path)
+{
+        Lockspace *lockspace;
+
+        if (strlen(path) > LOCKSPACE_PATH_MAX)
+                return FAULT(-EINVAL);
+        return find(table, path) ? 0 : PASS(add(table, path, &lockspace));
+}
+
+const Lockspace *lockspace_next(const LockspaceTable *table, const Lockspace *previous)
+{
+        return previous ? previous->hh.next : table->lockspaces;
 }
 
 static bool is_name(const Lockspace *lockspace, const char *name)
@@ -226,6 +250,58 @@ static void drop_resource(Resource *resource)
         resource_free(resource);
 }
 
+static void note_taker(Hold *hold, const AcquireRequest *request)
+{
+        if (!request->taken)
+                return;
+        list_unlink(&hold->in_taken);
+        list_append(request->taken, &hold->in_taken);
+        hold->taker = request->taker;
+}
+
+static int add_resource(Lockspace *lockspace, const char *name, Lease *lease, Resource **ret)
+{
+        Resource *resource;
+        int r;
+
+        r = resource_new(lockspace, name, lease, &resource);
+        if (r < 0)
+                return PASS(r);
+        HASH_ADD_KEYPTR(hh, lockspace->resources, resource->name, strlen(resource->name), resource);
+        if (!hash_added(resource)) {
+                resource_free(resource);
+                return FAULT(-ENOMEM);
+        }
+        resource->in_table = true;
+        *ret = resource;
+        return 0;
+}
+
+int lockspace_restore_hold(LockspaceTable *table, Lease *lease, const char *path, const char *name, Owner *owner, Hold **ret)
+{
+        Lockspace *lockspace = find(table, path);
+        Resource *resource, *fresh = NULL;
+        int r;
+
+        if (!lockspace)
+                return FAULT(-EINVAL);
+        resource = find_resource(lockspace, name);
+        if (lease->file.fd < 0) /* UNPROTECTED: nobody finds it by its name */
+                r = resource_new(lockspace, name, lease, &fresh);
+        else if (resource)
+                r = resource->lease == lease ? 0 : FAULT(-EINVAL);
+        else
+                r = add_resource(lockspace, name, lease, &fresh);
+        if (r < 0)
+                return PASS(r);
+        r = hold_new(fresh ? fresh : resource, owner, ret);
+        if (r < 0 && fresh)
+                drop_resource(fresh);
+        if (r == 0 && lease->file.fd < 0)
+                owner->unprotected++;
+        return PASS(r);
+}
+
 /* Adds a hold on lease under name. resource: that name, when it is known already. On a fault nothing has changed. */
 static int link_hold(Lockspace *lockspace, const char *name, Resource *resource, Lease *lease, const AcquireRequest *request)
 {
@@ -234,15 +310,9 @@ static int link_hold(Lockspace *lockspace, const char *name, Resource *resource,
         int r;
 
         if (!resource) {
-                r = resource_new(lockspace, name, lease, &fresh);
+                r = add_resource(lockspace, name, lease, &fresh);
                 if (r < 0)
                         return PASS(r);
-                HASH_ADD_KEYPTR(hh, lockspace->resources, fresh->name, strlen(fresh->name), fresh);
-                if (!hash_added(fresh)) {
-                        resource_free(fresh);
-                        return FAULT(-ENOMEM);
-                }
-                fresh->in_table = true;
                 resource = fresh;
         }
         r = hold_new(resource, request->owner, &hold);
@@ -251,8 +321,7 @@ static int link_hold(Lockspace *lockspace, const char *name, Resource *resource,
                         drop_resource(fresh);
                 return PASS(r);
         }
-        if (request->taken)
-                list_append(request->taken, &hold->in_taken);
+        note_taker(hold, request);
         return 0;
 }
 
@@ -282,8 +351,7 @@ static int join(Lockspace *lockspace, Resource *resource, Lease *lease, const Ac
         hold = hold_find(lease, request->owner, NULL, true);
         if (hold) {
                 hold->unconfirmed = false;
-                if (request->taken && !list_linked(&hold->in_taken))
-                        list_append(request->taken, &hold->in_taken);
+                note_taker(hold, request);
                 return 0;
         }
         if (!lease->file.shared)

@@ -66,8 +66,19 @@ LeaseTable *lockspace_leases(const LockspaceTable *table);
  * 0, LOCKSPACE_E_PATH, _EXISTS, _NOT_DIRECTORY, or -errno. */
 int lockspace_create(LockspaceTable *table, const char *path, bool fresh, int *ret_made);
 
+/* Forgets what lockspace_require_mount() said, for a new configuration. */
+void lockspace_forget_mounts(LockspaceTable *table);
+
 /* A configured lockspace needs this mount; NULL: none. */
 int lockspace_require_mount(LockspaceTable *table, const char *path, const char *mount);
+
+/* After a restart: a lockspace, without touching its directory; a hold on a lease, without touching its file. */
+int lockspace_restore(LockspaceTable *table, const char *path);
+int lockspace_restore_hold(LockspaceTable *table, Lease *lease, const char *lockspace, const char *resource, Owner *owner,
+                           Hold **ret);
+
+/* The lockspace behind previous (NULL: the first one) or NULL. */
+const Lockspace *lockspace_next(const LockspaceTable *table, const Lockspace *previous);
 
 typedef struct AcquireRequest {
         const char *lockspace;
@@ -76,6 +87,7 @@ typedef struct AcquireRequest {
         bool shared;
         bool autocreate;
         ListNode *taken; /* where the connection that asks keeps its holds; NULL: it is the owner's own */
+        uint64_t taker;  /* the number of that connection */
 } AcquireRequest;
 
 /* 0 (granted), LOCKSPACE_E_*, or -errno. */

@@ -259,8 +259,8 @@ static bool write_stream(int fd, const char *line, size_t len)
 
 static bool write_output(Output *output, LogLevel level, const char *source, const char *message)
 {
-        static const int priorities[] = { 7, 7, 6, 4, 3 }; /* syslog's, by LogLevel */
-        static const char *const names[] = { "", "debug", "info", "warning", "error" };
+        static const int priorities[] = { 7, 7, 6, 4, 3, 5 }; /* syslog's, by LogLevel */
+        static const char *const names[] = { "", "debug", "info", "warning", "error", "notice" };
         char line[LOG_LINE_MAX + 256];
         struct timespec now;
         struct tm tm;
@@ -308,7 +308,7 @@ void log_write(LogLevel level, const char *source, const char *format, ...)
         int saved = errno;
         va_list ap;
 
-        if (level < threshold(source))
+        if (level < LOG_LEVEL_AUDIT && level < threshold(source))
                 return;
         va_start(ap, format);
         (void)vsnprintf(message, sizeof(message), format, ap);

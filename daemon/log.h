@@ -14,6 +14,7 @@ typedef enum LogLevel {
         LOG_LEVEL_INFO = 2,
         LOG_LEVEL_WARNING = 3,
         LOG_LEVEL_ERROR = 4,
+        LOG_LEVEL_AUDIT = 5, /* ours: never filtered */
 } LogLevel;
 
 /* The outputs are opened anew. On failure (-EINVAL: not libvirt's syntax, else what open said) everything stays as it
@@ -37,6 +38,9 @@ const char *log_escape(const char *name, char *buf, size_t size);
 
 #define LOG_ESCAPED_MAX 1024
 #define log_name(name) log_escape((name), (char[LOG_ESCAPED_MAX]){ 0 }, LOG_ESCAPED_MAX)
+
+/* The deeds of administrators: whatever log_level and log_filters say. */
+#define log_audit(...) log_write(LOG_LEVEL_AUDIT, "audit", __VA_ARGS__)
 
 #define log_debug(...) log_write(LOG_LEVEL_DEBUG, LOG_SOURCE, __VA_ARGS__)
 #define log_info(...) log_write(LOG_LEVEL_INFO, LOG_SOURCE, __VA_ARGS__)

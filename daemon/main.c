@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Invariant: nothing but the command line is read here, and every signal is blocked from the first statement on. */
+#include <fcntl.h>
 #include <getopt.h>
 #include <signal.h>
 #include <stdio.h>
@@ -7,7 +8,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
-#include <fcntl.h>
+#include <systemd/sd-daemon.h>
 #include <unistd.h>
 
 #include "cleanup.h"
@@ -15,6 +16,7 @@
 #include "daemon.h"
 #include "exit_codes.h"
 #include "log.h"
+#include "restore.h"
 
 static const char help[] =
         "Usage: lockd [OPTION]...\n"
@@ -28,14 +30,16 @@ static const char help[] =
         "  -V, --version        show the version and end\n"
         "  -h, --help           show this help and end\n"
         "\n"
-        "Signals: HUP reads the configuration and opens log files again; TERM and INT end lockd\n"
-        "when no lock is held. See lockd(8), lockd.conf(5), lockd-admin(8).\n";
+        "Signals: HUP reads the configuration and opens log files again; USR1 executes the lockd\n"
+        "that is installed now, keeping every lock and connection; TERM and INT end lockd when no\n"
+        "lock is held. See lockd(8), lockd.conf(5), lockd-admin(8).\n";
 
 static const struct option long_options[] = {
         { "daemon", no_argument, NULL, 'd' },       { "config", required_argument, NULL, 'f' },
         { "timeout", required_argument, NULL, 't' }, { "pid-file", required_argument, NULL, 'p' },
         { "verbose", no_argument, NULL, 'v' },      { "version", no_argument, NULL, 'V' },
-        { "help", no_argument, NULL, 'h' },         { 0 },
+        { "help", no_argument, NULL, 'h' },         { "check-state", no_argument, NULL, 'C' },
+        { 0 },
 };
 
 static int usage(void)
@@ -73,6 +77,9 @@ static int parse_argv(int argc, char **argv, DaemonOptions *options)
                         break;
                 case 'v':
                         options->verbose = true;
+                        break;
+                case 'C':
+                        options->check_state = true;
                         break;
                 case 'V':
                         printf("lockd %s\n", LOCKD_VERSION);
@@ -121,6 +128,18 @@ static void go_to_background(DaemonOptions *options)
         log_default_output("1:syslog:lockd");
 }
 
+/* An absolute form of path, before the working directory changes; NULL stays. Lives as long as the program. */
+static const char *absolute(const char *path)
+{
+        _cleanup_free_ char *cwd = NULL;
+        char *full;
+
+        if (!path || *path == '/')
+                return path;
+        cwd = getcwd(NULL, 0);
+        return cwd && asprintf(&full, "%s/%s", cwd, path) >= 0 ? full : path;
+}
+
 /* Numbers 0 to 2 belong to the standard streams: a lock's fd there would be written to by whoever prints. */
 static void fill_standard_fds(void)
 {
@@ -132,9 +151,17 @@ static void fill_standard_fds(void)
         close_fd(fd);
 }
 
+/* What a shell or a service manager left open is none of ours, sockets that are meant for us excepted. */
+static void close_strange_fds(void)
+{
+        int n = sd_listen_fds(0);
+
+        (void)close_range(SD_LISTEN_FDS_START + (unsigned)(n > 0 ? n : 0), ~0U, 0);
+}
+
 int main(int argc, char **argv)
 {
-        DaemonOptions options = { .ready_fd = -1 };
+        DaemonOptions options = { .ready_fd = -1, .argv = argv };
         _cleanup_free_ char *pid_file = NULL;
         sigset_t all;
         int r;
@@ -143,14 +170,21 @@ int main(int argc, char **argv)
         (void)sigprocmask(SIG_BLOCK, &all, NULL);
         (void)prctl(PR_SET_NAME, "lockd");
         fill_standard_fds();
+        if (!getenv(RESTORE_VARIABLE))
+                close_strange_fds();
         (void)umask(077);
         r = parse_argv(argc, argv, &options);
         if (r >= 0)
                 return r;
+        options.config = absolute(options.config);
+        options.pid_file = absolute(options.pid_file);
         options.session = geteuid() != 0;
         if (options.background && !options.pid_file)
                 options.pid_file = pid_file = config_runtime_path(options.session, "lockd.pid");
-        if (options.background)
+        /* An image that an upgrade executed is in the background already, and a fork would leave classic locks behind. */
+        if (options.background && !options.check_state && !getenv(RESTORE_VARIABLE))
                 go_to_background(&options);
+        else if (options.background)
+                log_default_output("1:syslog:lockd");
         return daemon_run(&options);
 }

@@ -22,7 +22,9 @@
 #include "log.h"
 
 struct OwnerTable {
-        Owner *owners;
+        Owner *owners;     /* by key; those that live */
+        ListNode all;      /* of Owner.in_all */
+        uint64_t newest;   /* the last number given */
         dev_t namespace_dev; /* of our own pid namespace */
         ino_t namespace_ino;
 };
@@ -34,6 +36,7 @@ int owner_table_new(OwnerTable **ret)
 
         if (!table)
                 return FAULT(-ENOMEM);
+        list_init(&table->all);
         if (stat("/proc/self/ns/pid", &st) == 0) {
                 table->namespace_dev = st.st_dev;
                 table->namespace_ino = st.st_ino;
@@ -157,6 +160,7 @@ static Owner *owner_free(Owner *owner)
                 return NULL;
         if (owner->in_table)
                 HASH_DEL(owner->table->owners, owner);
+        list_unlink(&owner->in_all);
         close_fd(owner->pidfd);
         free(owner->name);
         free(owner);
@@ -214,9 +218,64 @@ int owner_find(OwnerTable *table, const OwnerPeer *peer, const uint8_t uuid[OWNE
         if (!hash_added(owner))
                 return FAULT(-ENOMEM);
         owner->in_table = true;
+        owner->number = ++table->newest;
+        list_append(&table->all, &owner->in_all);
         *ret_new = true;
         *ret = TAKE_PTR(owner);
         return 0;
+}
+
+int owner_restore(OwnerTable *table, const Owner *seed, Owner **ret)
+{
+        Owner *owner = calloc(1, sizeof(*owner));
+
+        if (!owner)
+                return FAULT(-ENOMEM);
+        *owner = (Owner){
+                .table = table,
+                .number = seed->number,
+                .key = seed->key,
+                .id = seed->id,
+                .name = strdup(seed->name),
+                .pidfd = seed->pidfd,
+                .start_time = seed->start_time,
+                .foreign_ns = seed->foreign_ns,
+                .foreign_pid = seed->foreign_pid,
+                .dead = seed->dead,
+                .proved = seed->proved,
+                .own_socket = seed->own_socket,
+        };
+        list_init(&owner->holds);
+        if (owner->name && !owner->dead) {
+                HASH_ADD(hh, table->owners, key, sizeof(owner->key), owner);
+                owner->in_table = hash_added(owner);
+        }
+        if (!owner->name || owner->in_table == owner->dead) {
+                owner->pidfd = -1; /* stays the caller's */
+                owner_free(owner);
+                return FAULT(-ENOMEM);
+        }
+        list_append(&table->all, &owner->in_all);
+        if (owner->number > table->newest)
+                table->newest = owner->number;
+        *ret = owner;
+        return 0;
+}
+
+const ListNode *owner_table_all(const OwnerTable *table)
+{
+        return &table->all;
+}
+
+uint64_t owner_table_newest(const OwnerTable *table)
+{
+        return table->newest;
+}
+
+void owner_table_set_newest(OwnerTable *table, uint64_t newest)
+{
+        if (newest > table->newest)
+                table->newest = newest;
 }
 
 bool owner_is_peer(const Owner *owner, const OwnerPeer *peer)

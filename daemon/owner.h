@@ -32,6 +32,7 @@ typedef struct OwnerKey {
 struct Owner {
         UT_hash_handle hh;
         OwnerTable *table;
+        uint64_t number;     /* unique in the daemon's life */
         OwnerKey key;
         char *name;
         uint32_t id;
@@ -39,6 +40,7 @@ struct Owner {
         uint64_t start_time; /* field 22 of /proc/PID/stat */
         ino_t foreign_ns;    /* 0, or the pid namespace in which it registered itself ... */
         uint32_t foreign_pid; /* ... and its pid there */
+        ListNode in_all;     /* of the table, the dead ones too */
         bool in_table;
         bool dead;           /* the pidfd said so */
         bool proved;         /* a connection of its own showed that it is that process */
@@ -73,6 +75,16 @@ OwnerTable *owner_table_free(OwnerTable *table);
 /* Finds the owner, or makes a new one: ret_new. 0, OWNER_E_*, or -errno. An idle new owner is the caller's to drop. */
 int owner_find(OwnerTable *table, const OwnerPeer *peer, const uint8_t uuid[OWNER_UUID_LEN], const char *name, uint32_t id,
                uint32_t pid, Owner **ret, bool *ret_new);
+
+/* An owner as it was before a restart: key, name, id, pidfd (taken over on success), start_time, number, dead, proved,
+ * own_socket, foreign_* of seed. */
+int owner_restore(OwnerTable *table, const Owner *seed, Owner **ret);
+
+/* All owners, the dead ones too: nodes are Owner.in_all. */
+const ListNode *owner_table_all(const OwnerTable *table);
+/* The last number given. */
+uint64_t owner_table_newest(const OwnerTable *table);
+void owner_table_set_newest(OwnerTable *table, uint64_t newest);
 
 /* Is the process at the other end of that connection the owner? */
 bool owner_is_peer(const Owner *owner, const OwnerPeer *peer);

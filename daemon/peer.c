@@ -40,6 +40,7 @@ struct PeerSet {
         int epoll;
         sd_event_source *source;
         size_t count;
+        uint64_t newest; /* the last number given */
         ListNode peers;
         ListNode ended; /* freed when no event can refer to them any more */
         void (*empty)(void *userdata);
@@ -207,7 +208,7 @@ static void handle_frame(Peer *peer, const FrameHeader *header, const uint8_t *f
         int r;
 
         if (peer->refusal && !dispatch_is_keepalive(header)) {
-                refuse_frame(peer, header, VIRTLOCK_ERR_OPERATION_DENIED, peer->refusal);
+                refuse_frame(peer, header, VIRTLOCK_ERR_RESOURCE_BUSY, peer->refusal);
                 peer->state = PEER_CLOSING;
                 return;
         }
@@ -380,10 +381,125 @@ int peer_new(PeerSet *set, int fd, const OwnerPeer *process, const char *refusal
         peer->interest = event.events;
         peer->refusal = refusal;
         caller_init(&peer->caller, fd, process);
+        peer->caller.number = ++set->newest;
         peer->caller.answer_later = answer_later;
         list_append(&set->peers, &peer->in_set);
         set->count++;
         return 0;
+}
+
+void peer_record(const Peer *peer, lockd_peer *ret)
+{
+        const Caller *caller = &peer->caller;
+
+        *ret = (lockd_peer){
+                .number = caller->number,
+                .fd = peer->fd,
+                .pid = (u_int)caller->process.pid,
+                .uid = caller->process.uid,
+                .accepted = caller->process.accepted,
+                .owner = caller->owner ? caller->owner->number : 0,
+                .claimed_pid = caller->claimed_pid,
+                .own = caller->own,
+                .restricted = caller->restricted,
+                .last = caller->last,
+                .state = peer->state,
+                .half_closed = peer->half_closed,
+                .deaf = peer->deaf,
+                .refusal = { peer->refusal ? (u_int)strlen(peer->refusal) : 0, (char *)(uintptr_t)peer->refusal },
+                .input = { (u_int)peer->in.len, (char *)peer->in.bytes },
+                .output = { (u_int)peer->out.len, (char *)peer->out.bytes },
+                .later = peer->later ? caller->later : LOCKD_LATER_NO,
+                .waits_for = caller->waits_for,
+                .waited_holds = caller->waited_holds,
+                .call_version = peer->call.version,
+                .call_procedure = peer->call.procedure,
+                .call_serial = peer->call.serial,
+        };
+}
+
+int peer_restore(PeerSet *set, const lockd_peer *record, Owner *owner, Peer **ret)
+{
+        const OwnerPeer process = { .pid = (pid_t)record->pid, .uid = record->uid, .pidfd = -1, .accepted = record->accepted };
+        Peer *peer = calloc(1, sizeof(*peer));
+        struct epoll_event event = { .data.ptr = peer };
+        int r;
+
+        if (!peer)
+                return FAULT(-ENOMEM);
+        r = buffer_append(&peer->in, (const uint8_t *)record->input.lockd_bytes_val, record->input.lockd_bytes_len);
+        if (r == 0)
+                r = buffer_append(&peer->out, (const uint8_t *)record->output.lockd_bytes_val, record->output.lockd_bytes_len);
+        if (r == 0 && epoll_ctl(set->epoll, EPOLL_CTL_ADD, record->fd, &event) < 0)
+                r = FAULT(-errno);
+        if (r < 0) {
+                buffer_done(&peer->in);
+                buffer_done(&peer->out);
+                free(peer);
+                return PASS(r);
+        }
+        peer->set = set;
+        peer->fd = record->fd;
+        peer->state = record->state <= PEER_MUTE ? (PeerState)record->state : PEER_OPEN;
+        peer->refusal = record->refusal.lockd_bytes_len > 0 ? "too many connections: raise the limit in lockd.conf" : NULL;
+        peer->half_closed = record->half_closed;
+        peer->deaf = record->deaf;
+        peer->later = record->later != LOCKD_LATER_NO;
+        peer->resume = !peer->later && (peer->in.len > 0 || peer->state == PEER_CLOSING);
+        peer->call = (FrameHeader){
+                .program = set->program->number,
+                .version = record->call_version,
+                .procedure = record->call_procedure,
+                .serial = record->call_serial,
+        };
+        caller_init(&peer->caller, peer->fd, &process);
+        peer->caller.number = record->number;
+        peer->caller.answer_later = answer_later;
+        peer->caller.owner = owner;
+        peer->caller.own = record->own;
+        peer->caller.restricted = record->restricted;
+        peer->caller.claimed_pid = record->claimed_pid;
+        peer->caller.last = record->last <= CALLER_LAST_REFUSED ? (CallerLast)record->last : CALLER_LAST_OTHER;
+        peer->caller.later = (lockd_later)record->later;
+        peer->caller.waits_for = record->waits_for;
+        peer->caller.waited_holds = record->waited_holds;
+        if (owner) {
+                owner->peers++;
+                owner->own_peers += record->own ? 1 : 0;
+        }
+        list_append(&set->peers, &peer->in_set);
+        set->count++;
+        if (record->number > set->newest)
+                set->newest = record->number;
+        update_interest(peer);
+        *ret = peer;
+        return 0;
+}
+
+Caller *peer_caller(Peer *peer)
+{
+        return &peer->caller;
+}
+
+const ListNode *peer_set_all(const PeerSet *set)
+{
+        return &set->peers;
+}
+
+Peer *peer_of(const ListNode *node)
+{
+        return list_entry(node, Peer, in_set);
+}
+
+uint64_t peer_set_newest(const PeerSet *set)
+{
+        return set->newest;
+}
+
+void peer_set_set_newest(PeerSet *set, uint64_t newest)
+{
+        if (newest > set->newest)
+                set->newest = newest;
 }
 
 size_t peer_set_count(const PeerSet *set)

@@ -10,7 +10,9 @@
 
 #include <systemd/sd-event.h>
 
+#include "list.h"
 #include "owner.h"
+#include "record.h"
 #include "rpc.h"
 
 typedef struct Peer Peer;
@@ -23,6 +25,18 @@ size_t peer_set_count(const PeerSet *set);
 
 /* Called when the number of connections has gone down to 0. */
 void peer_set_on_empty(PeerSet *set, void (*empty)(void *userdata), void *userdata);
+
+/* Describes a connection. Bytes point into it: good until it changes. */
+void peer_record(const Peer *peer, lockd_peer *ret);
+/* A connection as it was before a restart, with its owner (NULL: none); takes record->fd over on success. Its owner counts
+ * it, its call that waits is resumed by peer_resume(). */
+int peer_restore(PeerSet *set, const lockd_peer *record, Owner *owner, Peer **ret);
+Caller *peer_caller(Peer *peer);
+/* All connections: nodes of this list are found with peer_of(). */
+const ListNode *peer_set_all(const PeerSet *set);
+Peer *peer_of(const ListNode *node);
+uint64_t peer_set_newest(const PeerSet *set);
+void peer_set_set_newest(PeerSet *set, uint64_t newest);
 
 /* Takes fd over, also on failure. refusal: NULL, or the static text that answers its first call before the connection is
  * closed. */

@@ -177,8 +177,10 @@ static void process_ended(Reaper *reaper, Owner *owner)
 
         owner_mark_dead(owner);
         if (death) {
-                (void)sd_event_source_set_enabled(death->pidfd, SD_EVENT_OFF);
-                (void)sd_event_source_set_enabled(death->timer, SD_EVENT_OFF);
+                if (death->pidfd)
+                        (void)sd_event_source_set_enabled(death->pidfd, SD_EVENT_OFF);
+                if (death->timer)
+                        (void)sd_event_source_set_enabled(death->timer, SD_EVENT_OFF);
         }
         if (owner->n_holds == 0) {
                 reaper_drop_if_idle(reaper, owner);
@@ -215,7 +217,7 @@ int reaper_watch(Reaper *reaper, Owner *owner)
         death->owner = owner;
         owner->death = death;
         list_init(&death->waits);
-        if (owner->pidfd < 0)
+        if (owner->pidfd < 0 || owner->dead)
                 return 0;
         r = sd_event_add_io(reaper->loop, &death->pidfd, owner->pidfd, EPOLLIN, on_pidfd, death);
         if (r < 0) {
@@ -287,6 +289,44 @@ int reaper_kill(Reaper *reaper, Owner *owner, ReaperWait *wait)
         if (wait)
                 list_append(&death->waits, &wait->node);
         return 0;
+}
+
+void reaper_wait(Owner *owner, ReaperWait *wait)
+{
+        list_append(&owner->death->waits, &wait->node);
+}
+
+bool reaper_progress(const Owner *owner, uint64_t *ret_left)
+{
+        const Death *death = owner->death;
+        uint64_t at = 0, now = 0;
+
+        *ret_left = 0;
+        if (!death || death->state != REAPER_KILLING || owner->dead)
+                return false;
+        (void)sd_event_source_get_time(death->timer, &at);
+        (void)sd_event_now(death->reaper->loop, CLOCK_MONOTONIC, &now);
+        *ret_left = at > now ? at - now : 0;
+        return death->killed;
+}
+
+int reaper_resume(Reaper *reaper, Owner *owner, ReaperState state, bool kill_sent, uint64_t left)
+{
+        Death *death;
+        int r;
+
+        r = reaper_watch(reaper, owner);
+        if (r < 0)
+                return PASS(r);
+        death = owner->death;
+        if (owner_is_gone(owner))
+                start_dying(death);
+        else if (!owner->dead && (state == REAPER_KILLING || state == REAPER_UNKILLABLE)) {
+                death->state = state;
+                death->killed = kill_sent;
+                r = state == REAPER_KILLING ? arm(death, left) : 0;
+        }
+        return r < 0 ? FAULT(r) : 0;
 }
 
 static void last_own_closed(Reaper *reaper, Owner *owner)

@@ -55,7 +55,17 @@ void reaper_drop_if_idle(Reaper *reaper, Owner *owner);
 /* Kills the owner; wait (or NULL) is told the end. 0, REAPER_E_*, or -errno. */
 int reaper_kill(Reaper *reaper, Owner *owner, ReaperWait *wait);
 
+/* Waits for the end of an owner, whoever brings it about. */
+void reaper_wait(Owner *owner, ReaperWait *wait);
+
 ReaperState reaper_state(const Owner *owner);
+
+/* A kill under way: has KILL been sent, and how many microseconds until its next step. */
+bool reaper_progress(const Owner *owner, uint64_t *ret_left);
+
+/* After a restart: watches an owner that was watched before, and goes on with its kill or its death. Its holds and
+ * connections must be back. */
+int reaper_resume(Reaper *reaper, Owner *owner, ReaperState state, bool kill_sent, uint64_t left);
 
 /* Ends every hold: the end of the daemon. */
 void reaper_release_all(Reaper *reaper);

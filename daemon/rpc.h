@@ -21,6 +21,8 @@ typedef struct RpcServices {
         LockspaceTable *lockspaces;
         OwnerTable *owners;
         Reaper *reaper;
+        /* Starts an upgrade; later LOCKD_LATER_UPGRADE. 0, or what is wrong now: -EALREADY, -errno. */
+        int (*upgrade)(void *userdata);
         /* Ends the daemon once the answer is out. */
         void (*stop)(void *userdata);
         void *userdata;
@@ -78,6 +80,9 @@ typedef struct RpcProgram {
 
 extern const RpcProgram rpc_lock_program;
 extern const RpcProgram rpc_admin_program;
+
+/* After a restart: a release by kill goes on waiting for owner; NULL: that is gone already. */
+void rpc_admin_resume_kill(Caller *caller, Owner *owner);
 
 /* Both return RPC_E_REFUSED. */
 int rpc_refuse(RpcError *error, int code, int domain, const char *format, ...) __attribute__((format(printf, 4, 5)));

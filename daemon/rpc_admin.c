@@ -17,7 +17,6 @@
 #define LIST_BYTES_MAX (512U * 1024) /* about; a lease that is longer comes alone */
 #define LIST_HOLDS_MAX 4096U         /* of one lease */
 
-#define audit(...) log_write(LOG_LEVEL_WARNING, "audit", __VA_ARGS__)
 
 static bool equals(const lockd_bytes *bytes, const char *text)
 {
@@ -129,6 +128,8 @@ static int release_by_kill(RpcCall *call, Hold *hold)
         int r;
 
         call->caller->wait.done = killed;
+        call->caller->later = LOCKD_LATER_KILL;
+        call->caller->waits_for = owner->number;
         call->caller->waited_holds = owner->n_holds;
         r = reaper_kill(call->services->reaper, owner, &call->caller->wait);
         if (r == REAPER_E_NOT_PROVED)
@@ -141,9 +142,18 @@ static int release_by_kill(RpcCall *call, Hold *hold)
                               "that closes it", owner_text(owner));
         if (r < 0)
                 return PASS(r);
-        audit("release --kill of '%s' in lockspace '%s': killing %s, which has %zu holds", log_name(hold->resource->name),
+        log_audit("release --kill of '%s' in lockspace '%s': killing %s, which has %zu holds", log_name(hold->resource->name),
               log_name(hold->resource->lockspace->path), owner_text(owner), owner->n_holds);
         return RPC_E_LATER;
+}
+
+void rpc_admin_resume_kill(Caller *caller, Owner *owner)
+{
+        caller->wait.done = killed;
+        if (owner)
+                reaper_wait(owner, &caller->wait);
+        else
+                killed(&caller->wait, 0);
 }
 
 static int release_by_force(RpcCall *call, Hold *hold, const char *named)
@@ -156,7 +166,7 @@ static int release_by_force(RpcCall *call, Hold *hold, const char *named)
         if (strcmp(named, owner_uuid_text(owner->key.uuid, uuid)) != 0)
                 return refuse(call, VIRTLOCK_ERR_INVALID_ARG, "--force wants the VM named by its uuid: %s holds '%s'", owner_text(owner),
                               log_name(hold->resource->name));
-        audit("release --force of '%s' in lockspace '%s' under %s%s", log_name(hold->resource->name),
+        log_audit("release --force of '%s' in lockspace '%s' under %s%s", log_name(hold->resource->name),
               log_name(hold->resource->lockspace->path), owner_text(owner), living ? ", which lives and is UNPROTECTED now" : "");
         if (living) {
                 r = lockspace_force_hold(call->services->lockspaces, hold);
@@ -177,7 +187,7 @@ static int release_safely(RpcCall *call, Hold *hold)
                               owner->dead ? "the process of %s has ended, but its connection is still open in another process" :
                                             "%s is alive: stop it, or use --kill, or --force with its uuid",
                               owner_text(owner));
-        audit("release of '%s' in lockspace '%s' of %s, which has no process", log_name(hold->resource->name),
+        log_audit("release of '%s' in lockspace '%s' of %s, which has no process", log_name(hold->resource->name),
               log_name(hold->resource->lockspace->path), owner_text(owner));
         lockspace_release_hold(call->services->lockspaces, hold);
         reaper_drop_if_idle(call->services->reaper, owner);
@@ -237,6 +247,19 @@ static int call_release(RpcCall *call)
         return PASS(r);
 }
 
+static int call_upgrade(RpcCall *call)
+{
+        int r = call->services->upgrade(call->services->userdata);
+
+        if (r == -EALREADY)
+                return refuse(call, VIRTLOCK_ERR_RESOURCE_BUSY, "an upgrade is under way already");
+        if (r < 0)
+                return PASS(r);
+        log_audit("upgrade");
+        call->caller->later = LOCKD_LATER_UPGRADE;
+        return RPC_E_LATER;
+}
+
 static int call_stop(RpcCall *call)
 {
         const lockd_stop_args *args = call->args;
@@ -245,7 +268,7 @@ static int call_stop(RpcCall *call)
         if (n > 0 && !(args->release_all && args->force))
                 return refuse(call, VIRTLOCK_ERR_RESOURCE_BUSY,
                               "%zu leases are held and would be lost: see 'lockd-admin list'; 'stop --release-all --force' lets them go", n);
-        audit("stop%s: %zu leases go", n > 0 ? " --release-all --force" : "", n);
+        log_audit("stop%s: %zu leases go", n > 0 ? " --release-all --force" : "", n);
         call->services->stop(call->services->userdata);
         return 0;
 }
@@ -256,6 +279,7 @@ static const RpcProcedure procedures[] = {
         { .number = LOCKD_ADMIN_RELEASE, .name = "RELEASE", .args = (xdrproc_t)xdr_lockd_release_args,
           .args_size = sizeof(lockd_release_args), .ret = (xdrproc_t)xdr_lockd_release_ret, .ret_size = sizeof(lockd_release_ret),
           .call = call_release },
+        { .number = LOCKD_ADMIN_UPGRADE, .name = "UPGRADE", .call = call_upgrade },
         { .number = LOCKD_ADMIN_STOP, .name = "STOP", .args = (xdrproc_t)xdr_lockd_stop_args, .args_size = sizeof(lockd_stop_args),
           .call = call_stop },
 };

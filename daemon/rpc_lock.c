@@ -227,6 +227,7 @@ static int call_acquire(RpcCall *call)
                 .shared = args->flags & VIRTLOCK_ACQUIRE_SHARED,
                 .autocreate = args->flags & VIRTLOCK_ACQUIRE_AUTOCREATE,
                 .taken = caller->own ? NULL : &caller->taken,
+                .taker = caller->number,
         };
         LockspaceRefusal refusal;
         int r = resource_names(call, args);

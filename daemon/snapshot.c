@@ -35,6 +35,7 @@ static lockd_owner_state owner_state(const Owner *owner)
 void snapshot_owner(const Owner *owner, lockd_owner *ret)
 {
         *ret = (lockd_owner){
+                .number = owner->number,
                 .name = borrow(owner->name),
                 .id = owner->id,
                 .pid = owner->key.pid,
@@ -43,8 +44,13 @@ void snapshot_owner(const Owner *owner, lockd_owner *ret)
                 .connections = owner->own_peers,
                 .socket = owner->own_peers > 0 ? owner->own_socket : 0,
                 .state = owner_state(owner),
+                .pidfd = owner->pidfd,
+                .dead = owner->dead,
+                .foreign_ns = owner->foreign_ns,
+                .foreign_pid = owner->foreign_pid,
         };
         memcpy(ret->uuid, owner->key.uuid, sizeof(ret->uuid));
+        ret->kill_sent = reaper_progress(owner, &ret->kill_left);
 }
 
 static lockd_state lease_state(const Lease *lease)
@@ -82,6 +88,7 @@ int snapshot_lease(const Lease *lease, size_t max_holds, lockd_record *ret)
                 holds[i].lockspace = borrow(hold->resource->lockspace->path);
                 holds[i].since = hold->since;
                 holds[i].unconfirmed = hold->unconfirmed;
+                holds[i].taken_by = list_linked(&hold->in_taken) ? hold->taker : 0;
                 i++;
         }
         *ret = (lockd_record){
@@ -94,8 +101,12 @@ int snapshot_lease(const Lease *lease, size_t max_holds, lockd_record *ret)
                         lease->file.kind == LOCK_CLASSIC ? LOCKD_KIND_CLASSIC :
                                                            LOCKD_KIND_OFD,
                 .autocreate = lease->autocreate,
+                .local = lease->local,
+                .releasing = lease->releasing,
+                .fd = lease->file.fd,
                 .dev = lease->file.id.dev,
                 .ino = lease->file.id.ino,
+                .block = lease->file.id.block != 0,
                 .since = lease->since,
                 .holds = { .holds_len = (u_int)n, .holds_val = holds },
                 .holds_total = (u_int)lease->n_holds,
@@ -107,4 +118,88 @@ void snapshot_lease_done(lockd_record *record)
 {
         free(record->holds.holds_val);
         record->holds.holds_val = NULL;
+}
+
+static const char *text_of(const lockd_bytes *bytes)
+{
+        return bytes->lockd_bytes_val ? bytes->lockd_bytes_val : "";
+}
+
+int snapshot_restore_owner(OwnerTable *owners, const lockd_owner *record, Owner **ret)
+{
+        Owner seed = {
+                .number = record->number,
+                .key = { .pid = record->pid, .id = record->pid == 0 ? record->id : 0 },
+                .id = record->id,
+                .name = (char *)(uintptr_t)text_of(&record->name),
+                .pidfd = record->pidfd,
+                .start_time = record->start_time,
+                .foreign_ns = record->foreign_ns,
+                .foreign_pid = record->foreign_pid,
+                .dead = record->dead,
+                .proved = record->proved,
+                .own_socket = record->socket,
+        };
+
+        memcpy(seed.key.uuid, record->uuid, sizeof(seed.key.uuid));
+        return PASS(owner_restore(owners, &seed, ret));
+}
+
+int snapshot_restore_lease(LockspaceTable *lockspaces, const lockd_record *record, Lease **ret)
+{
+        Lockfile file = {
+                .fd = record->fd,
+                .id = { .dev = record->dev, .ino = record->ino, .block = record->block ? 1 : 0 },
+                .kind = record->kind == LOCKD_KIND_CLASSIC ? LOCK_CLASSIC : LOCK_OFD,
+                .shared = record->mode == LOCKD_MODE_SHARED,
+        };
+        LeaseTable *leases = lockspace_leases(lockspaces);
+        uint64_t newest = lease_newest(leases);
+        Lease *lease;
+        int r;
+
+        if (record->holds.holds_len == 0)
+                return FAULT(-EINVAL);
+        if (record->fd >= 0 && lease_find(leases, &file.id))
+                return FAULT(-EEXIST);
+        r = lease_new(leases, record->fd >= 0 ? &file : NULL, &lease);
+        if (r < 0)
+                return PASS(r);
+        if (record->fd < 0) {
+                lease->file.id = file.id;
+                lease->file.shared = file.shared;
+        }
+        lease->id = record->id;
+        lease->since = record->since;
+        lease->autocreate = record->autocreate;
+        lease->local = record->local;
+        /* A release that was under way on a block device starts again, with its flush. */
+        lease->releasing = false;
+        lease_set_newest(leases, record->id > newest ? record->id : newest);
+        *ret = lease;
+        return 0;
+}
+
+int snapshot_restore_hold(LockspaceTable *lockspaces, Lease *lease, const lockd_hold *record, Owner *owner, ListNode *taken)
+{
+        Hold *hold;
+        int r = lockspace_restore_hold(lockspaces, lease, text_of(&record->lockspace), text_of(&record->resource), owner, &hold);
+
+        if (r < 0)
+                return PASS(r);
+        hold->since = record->since;
+        hold->unconfirmed = record->unconfirmed;
+        hold->taker = record->taken_by;
+        if (taken)
+                list_append(taken, &hold->in_taken);
+        return 0;
+}
+
+int snapshot_resume_owner(Reaper *reaper, Owner *owner, const lockd_owner *record)
+{
+        ReaperState state = record->state == LOCKD_OWNER_KILLING    ? REAPER_KILLING :
+                            record->state == LOCKD_OWNER_UNKILLABLE ? REAPER_UNKILLABLE :
+                                                                      REAPER_ALIVE;
+
+        return PASS(reaper_resume(reaper, owner, state, record->kill_sent, record->kill_left));
 }

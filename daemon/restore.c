@@ -1,0 +1,424 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Invariant: a state that can be read is restored as far as it can be: what cannot costs at most its connection, never
+ * the fd of a lock. In a trial the first thing that cannot be restored is a failure instead.
+ */
+#include "restore.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#define LOG_SOURCE "upgrade"
+#include "cleanup.h"
+#include "fault.h"
+#include "hash.h"
+#include "log.h"
+#include "rpc.h"
+#include "snapshot.h"
+#include "state.h"
+
+int restore_take_state(char **ret)
+{
+        const char *value = getenv(RESTORE_VARIABLE);
+        _cleanup_free_ char *text = NULL;
+        _cleanup_fd_ int fd = -1;
+        size_t size = 0;
+        FILE *file;
+
+        *ret = NULL;
+        if (!value)
+                return 0;
+        fd = atoi(value);
+        (void)unsetenv(RESTORE_VARIABLE);
+        file = fdopen(fd, "re");
+        if (!file)
+                return FAULT(-errno);
+        TAKE_FD(fd);
+        errno = 0;
+        if (getdelim(&text, &size, '\0', file) < 0) {
+                int r = errno ? -errno : -EBADMSG;
+
+                fclose(file);
+                return FAULT(r);
+        }
+        fclose(file);
+        *ret = TAKE_PTR(text);
+        return 0;
+}
+
+/* Calls handle for each record until it fails. The text is left as it was. */
+static int for_each_record(const char *state, int (*handle)(StateKind kind, StateRecord *record, void *userdata), void *userdata)
+{
+        _cleanup_free_ char *line = NULL;
+        size_t size = 0;
+
+        while (*state) {
+                size_t len = strcspn(state, "\n");
+                StateRecord record;
+                StateKind kind;
+                int r;
+
+                if (len + 1 > size) {
+                        char *larger = realloc(line, len + 1);
+
+                        if (!larger)
+                                return FAULT(-ENOMEM);
+                        line = larger;
+                        size = len + 1;
+                }
+                memcpy(line, state, len);
+                line[len] = '\0';
+                state += len + (state[len] == '\n');
+                r = state_read(line, &kind, &record);
+                if (r < 0)
+                        return PASS(r);
+                r = handle(kind, &record, userdata);
+                state_done(kind, &record);
+                if (r < 0)
+                        return PASS(r);
+        }
+        return 0;
+}
+
+static int stand_in(StateKind kind, StateRecord *record, void *userdata)
+{
+        int *eventfd_number = userdata, fd = -1;
+
+        if (kind == STATE_LISTENER)
+                fd = record->listener.fd;
+        else if (kind == STATE_OWNER)
+                fd = record->owner.pidfd;
+        else if (kind == STATE_PEER)
+                fd = record->peer.fd;
+        else if (kind == STATE_LEASE)
+                fd = record->lease.fd;
+        if (fd < 3 || fd == *eventfd_number)
+                return 0;
+        return dup2(*eventfd_number, fd) < 0 ? FAULT(-errno) : 0;
+}
+
+int restore_stand_in(const char *state)
+{
+        int fd = eventfd(0, EFD_CLOEXEC);
+
+        if (fd < 0)
+                return FAULT(-errno);
+        return PASS(for_each_record(state, stand_in, &fd));
+}
+
+/* number -> object, while the state is read. */
+typedef struct Ref {
+        UT_hash_handle hh;
+        uint64_t number;
+        void *object;
+} Ref;
+
+typedef struct Restore {
+        RestoreParts *parts;
+        bool trial;
+        bool ended;
+        int problems;
+        Ref *owners, *callers;
+        lockd_end seen;
+        uint8_t *claimed; /* by fd number */
+        size_t n_fds;
+} Restore;
+
+static void *ref_find(Ref *refs, uint64_t number)
+{
+        Ref *ref;
+
+        HASH_FIND(hh, refs, &number, sizeof(number), ref);
+        return ref ? ref->object : NULL;
+}
+
+static int ref_add(Ref **refs, uint64_t number, void *object)
+{
+        Ref *ref = calloc(1, sizeof(*ref));
+
+        if (!ref)
+                return FAULT(-ENOMEM);
+        ref->number = number;
+        ref->object = object;
+        HASH_ADD(hh, *refs, number, sizeof(ref->number), ref);
+        if (!hash_added(ref)) {
+                free(ref);
+                return FAULT(-ENOMEM);
+        }
+        return 0;
+}
+
+static void refs_free(Ref *refs)
+{
+        Ref *ref, *next;
+
+        HASH_ITER(hh, refs, ref, next) {
+                HASH_DEL(refs, ref);
+                free(ref);
+        }
+}
+
+static void claim(Restore *restore, int fd)
+{
+        if (fd >= 0 && (size_t)fd < restore->n_fds)
+                restore->claimed[fd] = 1;
+}
+
+/* Something could not be restored. */
+static int problem(Restore *restore, const char *what, uint64_t number, int r)
+{
+        restore->problems++;
+        if (restore->trial) {
+                fprintf(stderr, "%s %llu cannot be restored: %s\n", what, (unsigned long long)number, strerror(-r));
+                return r;
+        }
+        log_error("%s %llu cannot be restored: %s (%s)", what, (unsigned long long)number, strerror(-r), fault_trail());
+        return 0;
+}
+
+static const char *text_of(const lockd_bytes *bytes)
+{
+        return bytes->lockd_bytes_val ? bytes->lockd_bytes_val : "";
+}
+
+static int restore_header(Restore *restore, const lockd_header *header)
+{
+        if (header->format > STATE_FORMAT) {
+                fprintf(stderr, "the state has format %u, this lockd knows %u\n", header->format, STATE_FORMAT);
+                return FAULT(-EPROTONOSUPPORT);
+        }
+        lease_set_newest(lockspace_leases(restore->parts->lockspaces), header->lease_newest);
+        peer_set_set_newest(restore->parts->peers[RESTORE_LOCK], header->peer_newest);
+        owner_table_set_newest(restore->parts->owners, header->owner_newest);
+        return 0;
+}
+
+static int restore_listener(Restore *restore, const lockd_listener *record)
+{
+        RestoreParts *parts = restore->parts;
+        unsigned server = (unsigned)record->server;
+
+        if (server >= RESTORE_SERVERS)
+                return problem(restore, "listener", server, -EINVAL);
+        claim(restore, record->fd);
+        parts->fds[server] = record->fd;
+        if (record->path.lockd_bytes_len > 0) {
+                parts->paths[server] = strdup(text_of(&record->path));
+                if (!parts->paths[server])
+                        return problem(restore, "listener", server, -ENOMEM);
+        }
+        return 0;
+}
+
+static int restore_owner(Restore *restore, const lockd_owner *record)
+{
+        Owner *owner;
+        int r;
+
+        claim(restore, record->pidfd);
+        r = snapshot_restore_owner(restore->parts->owners, record, &owner);
+        if (r == 0)
+                r = ref_add(&restore->owners, record->number, owner);
+        return r < 0 ? problem(restore, "owner", record->number, r) : 0;
+}
+
+static int restore_peer(Restore *restore, const lockd_peer *record)
+{
+        Owner *owner = ref_find(restore->owners, record->owner);
+        unsigned server = (unsigned)record->server;
+        Peer *peer;
+        int r = 0;
+
+        claim(restore, record->fd);
+        if (server >= RESTORE_SERVERS || (record->owner != 0 && !owner))
+                r = FAULT(-EINVAL);
+        if (r == 0)
+                r = peer_restore(restore->parts->peers[server], record, owner, &peer);
+        if (r == 0 && server == RESTORE_LOCK)
+                r = ref_add(&restore->callers, record->number, peer_caller(peer));
+        if (r < 0 && !restore->trial && !record->own)
+                close_fd(record->fd);
+        return r < 0 ? problem(restore, "connection", record->number, r) : 0;
+}
+
+static void verify(Restore *restore, const lockd_record *record)
+{
+        const Lockfile file = {
+                .fd = record->fd,
+                .id = { .dev = record->dev, .ino = record->ino, .block = record->block ? 1 : 0 },
+        };
+        int r;
+
+        if (restore->trial || record->fd < 0 || !record->local)
+                return;
+        r = lockfile_verify(&file);
+        if (r != 0) {
+                restore->problems++;
+                log_error("'%s' in lockspace '%s': %s", log_name(text_of(&record->resource)), log_name(text_of(&record->lockspace)),
+                          r == LOCKFILE_E_STALE ? "the kernel does not show its lock any more" :
+                          r == LOCKFILE_E_KIND  ? "its fd is open on another file" :
+                                                  strerror(-r));
+        }
+}
+
+static int restore_lease(Restore *restore, const lockd_record *record)
+{
+        int r = 0;
+
+        claim(restore, record->fd);
+        verify(restore, record);
+        for (u_int i = 0; r == 0 && i < record->holds.holds_len; i++)
+                if (!ref_find(restore->owners, record->holds.holds_val[i].owner.number))
+                        r = FAULT(-EINVAL);
+        if (r == 0) {
+                Lease *lease;
+
+                r = snapshot_restore_lease(restore->parts->lockspaces, record, &lease);
+                for (u_int i = 0; r == 0 && i < record->holds.holds_len; i++) {
+                        const lockd_hold *hold = &record->holds.holds_val[i];
+                        Caller *taker = hold->taken_by ? ref_find(restore->callers, hold->taken_by) : NULL;
+
+                        r = snapshot_restore_hold(restore->parts->lockspaces, lease, hold,
+                                                  ref_find(restore->owners, hold->owner.number), taker ? &taker->taken : NULL);
+                        restore->seen.holds += r == 0;
+                }
+                restore->seen.leases += r == 0;
+        }
+        return r < 0 ? problem(restore, "lease", record->id, r) : 0;
+}
+
+static int restore_end(Restore *restore, const lockd_end *end)
+{
+        restore->ended = true;
+        if (end->leases == restore->seen.leases && end->holds == restore->seen.holds)
+                return 0;
+        log_error("the state had %llu leases with %llu holds, %llu with %llu were restored", (unsigned long long)end->leases,
+                  (unsigned long long)end->holds, (unsigned long long)restore->seen.leases, (unsigned long long)restore->seen.holds);
+        return restore->trial ? FAULT(-EBADMSG) : 0;
+}
+
+static int restore_record(StateKind kind, StateRecord *record, void *userdata)
+{
+        Restore *restore = userdata;
+
+        switch (kind) {
+        case STATE_HEADER:
+                return PASS(restore_header(restore, &record->header));
+        case STATE_LISTENER:
+                return PASS(restore_listener(restore, &record->listener));
+        case STATE_LOCKSPACE:
+                return PASS(lockspace_restore(restore->parts->lockspaces, text_of(&record->lockspace.path)));
+        case STATE_OWNER:
+                return PASS(restore_owner(restore, &record->owner));
+        case STATE_PEER:
+                return PASS(restore_peer(restore, &record->peer));
+        case STATE_LEASE:
+                return PASS(restore_lease(restore, &record->lease));
+        case STATE_END:
+        default:
+                return PASS(restore_end(restore, &record->end));
+        }
+}
+
+static int resume_record(StateKind kind, StateRecord *record, void *userdata)
+{
+        Restore *restore = userdata;
+
+        if (kind == STATE_OWNER) {
+                Owner *owner = ref_find(restore->owners, record->owner.number);
+                int r = owner ? snapshot_resume_owner(restore->parts->reaper, owner, &record->owner) : 0;
+
+                return r < 0 ? problem(restore, "owner", record->owner.number, r) : 0;
+        }
+        return 0;
+}
+
+static int resume_waits(StateKind kind, StateRecord *record, void *userdata)
+{
+        Restore *restore = userdata;
+
+        if (kind == STATE_PEER && record->peer.server == LOCKD_SERVER_ADMIN)
+                list_for_each(node, peer_set_all(restore->parts->peers[RESTORE_ADMIN])) {
+                        Caller *caller = peer_caller(peer_of(node));
+
+                        if (caller->number != record->peer.number)
+                                continue;
+                        if (record->peer.later == LOCKD_LATER_KILL)
+                                rpc_admin_resume_kill(caller, ref_find(restore->owners, record->peer.waits_for));
+                        else if (record->peer.later == LOCKD_LATER_UPGRADE && !restore->trial)
+                                caller->answer_later(caller, NULL, NULL);
+                }
+        return 0;
+}
+
+/* Deaths, kills and waits that were under way go on. */
+static int resume(Restore *restore, const char *state)
+{
+        int r = for_each_record(state, resume_record, restore);
+
+        if (r == 0)
+                r = for_each_record(state, resume_waits, restore);
+        return PASS(r);
+}
+
+/* An fd that came along and that no record claims may be a lock: it is kept. */
+static void report_unclaimed(const Restore *restore)
+{
+        for (size_t fd = 3; fd < restore->n_fds; fd++)
+                if (restore->claimed[fd] == 2) {
+                        char path[48], target[PATH_MAX];
+                        ssize_t n;
+
+                        (void)snprintf(path, sizeof(path), "/proc/self/fd/%zu", fd);
+                        n = readlink(path, target, sizeof(target) - 1);
+                        target[n > 0 ? n : 0] = '\0';
+                        log_error("fd %zu (%s) came with the upgrade, but no record names it: it stays open", fd, log_name(target));
+                }
+}
+
+/* Marks the fds that this image was executed with. */
+static int note_inherited(Restore *restore)
+{
+        struct dirent *entry;
+        DIR *dir = opendir("/proc/self/fd");
+
+        restore->n_fds = (size_t)sysconf(_SC_OPEN_MAX);
+        restore->claimed = calloc(restore->n_fds, 1);
+        while (dir && restore->claimed && (entry = readdir(dir))) {
+                int fd = atoi(entry->d_name);
+
+                if (fd > STDERR_FILENO && (size_t)fd < restore->n_fds && fd != dirfd(dir) && !(fcntl(fd, F_GETFD) & FD_CLOEXEC))
+                        restore->claimed[fd] = 2;
+        }
+        if (dir)
+                closedir(dir);
+        return restore->claimed ? 0 : FAULT(-ENOMEM);
+}
+
+int restore_tables(RestoreParts *parts, const char *state, bool trial)
+{
+        Restore restore = { .parts = parts, .trial = trial };
+        int r = note_inherited(&restore);
+
+        if (r == 0)
+                r = for_each_record(state, restore_record, &restore);
+        if (r == 0 && !restore.ended)
+                r = trial ? FAULT(-EBADMSG) : (log_error("the state has no end: it was cut off"), 0);
+        if (r == 0)
+                r = resume(&restore, state);
+        if (r == 0 && !trial) {
+                report_unclaimed(&restore);
+                (void)close_range(3, ~0U, CLOSE_RANGE_CLOEXEC);
+        }
+        refs_free(restore.owners);
+        refs_free(restore.callers);
+        free(restore.claimed);
+        return PASS(r);
+}

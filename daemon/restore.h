@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The way back from a state: an image that an upgrade executed builds its tables from it before it serves anyone. */
+#pragma once
+
+#include <stdbool.h>
+
+#include "listener.h"
+#include "lockspace.h"
+#include "owner.h"
+#include "peer.h"
+#include "reaper.h"
+
+/* Names the fd of the state in the environment. */
+#define RESTORE_VARIABLE "LOCKD_STATE_FD"
+
+enum { RESTORE_LOCK, RESTORE_ADMIN, RESTORE_SERVERS };
+
+/* What is carried over. The listeners may be NULL in restore, which fills fds and paths instead. */
+typedef struct RestoreParts {
+        LockspaceTable *lockspaces;
+        OwnerTable *owners;
+        Reaper *reaper;
+        PeerSet *peers[RESTORE_SERVERS];
+        Listener *listeners[RESTORE_SERVERS];
+        int fds[RESTORE_SERVERS];     /* -1: none */
+        char *paths[RESTORE_SERVERS]; /* NULL: not ours to remove */
+} RestoreParts;
+
+/* The state that this image was executed with, to be freed; NULL: none. Takes it out of the environment. -errno. */
+int restore_take_state(char **ret);
+
+/* For --check-state, before anything else is opened: puts a stand-in under every fd number of the state. */
+int restore_stand_in(const char *state);
+
+/* Builds the tables. trial: the fds are stand-ins, and the first thing that cannot be restored is a failure, told on
+ * stderr. Else that is logged, and costs at most a connection. -errno: this is no state. */
+int restore_tables(RestoreParts *parts, const char *state, bool trial);

@@ -1,0 +1,365 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Invariant: what state_write() wrote, state_read() reads back equal. The tables below are the format. */
+#include "state.h"
+
+#include <errno.h>
+#include <json-c/json.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "fault.h"
+
+typedef enum FieldType { FIELD_UNSIGNED, FIELD_HYPER, FIELD_INT, FIELD_BOOL, FIELD_BYTES, FIELD_UUID, FIELD_HOLDS } FieldType;
+
+typedef struct Field {
+        const char *name;
+        FieldType type;
+        size_t offset;
+        int missing; /* FIELD_INT: what a line without it means */
+} Field;
+
+#define FIELD(struct_name, member, kind) { .name = #member, .type = (kind), .offset = offsetof(struct_name, member) }
+#define FIELD_FD(struct_name, member) { .name = #member, .type = FIELD_INT, .offset = offsetof(struct_name, member), .missing = -1 }
+#define FIELD_LAST { .name = NULL }
+
+static const Field header_fields[] = {
+        FIELD(lockd_header, format, FIELD_UNSIGNED),    FIELD(lockd_header, release, FIELD_BYTES),
+        FIELD(lockd_header, lease_newest, FIELD_HYPER), FIELD(lockd_header, peer_newest, FIELD_HYPER),
+        FIELD(lockd_header, owner_newest, FIELD_HYPER), FIELD_LAST,
+};
+
+static const Field listener_fields[] = {
+        FIELD(lockd_listener, server, FIELD_UNSIGNED),
+        FIELD_FD(lockd_listener, fd),
+        FIELD(lockd_listener, path, FIELD_BYTES),
+        FIELD_LAST,
+};
+
+static const Field lockspace_fields[] = { FIELD(lockd_lockspace, path, FIELD_BYTES), FIELD_LAST };
+
+static const Field owner_fields[] = {
+        FIELD(lockd_owner, number, FIELD_HYPER),         FIELD(lockd_owner, uuid, FIELD_UUID),
+        FIELD(lockd_owner, name, FIELD_BYTES),           FIELD(lockd_owner, id, FIELD_UNSIGNED),
+        FIELD(lockd_owner, pid, FIELD_UNSIGNED),         FIELD(lockd_owner, start_time, FIELD_HYPER),
+        FIELD(lockd_owner, proved, FIELD_BOOL),          FIELD(lockd_owner, socket, FIELD_HYPER),
+        FIELD(lockd_owner, state, FIELD_UNSIGNED),       FIELD_FD(lockd_owner, pidfd),
+        FIELD(lockd_owner, dead, FIELD_BOOL),            FIELD(lockd_owner, foreign_ns, FIELD_HYPER),
+        FIELD(lockd_owner, foreign_pid, FIELD_UNSIGNED), FIELD(lockd_owner, kill_sent, FIELD_BOOL),
+        FIELD(lockd_owner, kill_left, FIELD_HYPER),      FIELD_LAST,
+};
+
+static const Field peer_fields[] = {
+        FIELD(lockd_peer, number, FIELD_HYPER),         FIELD(lockd_peer, server, FIELD_UNSIGNED),
+        FIELD_FD(lockd_peer, fd),                       FIELD(lockd_peer, pid, FIELD_UNSIGNED),
+        FIELD(lockd_peer, uid, FIELD_UNSIGNED),         FIELD(lockd_peer, accepted, FIELD_HYPER),
+        FIELD(lockd_peer, owner, FIELD_HYPER),          FIELD(lockd_peer, claimed_pid, FIELD_UNSIGNED),
+        FIELD(lockd_peer, own, FIELD_BOOL),             FIELD(lockd_peer, restricted, FIELD_BOOL),
+        FIELD(lockd_peer, last, FIELD_UNSIGNED),        FIELD(lockd_peer, state, FIELD_UNSIGNED),
+        FIELD(lockd_peer, half_closed, FIELD_BOOL),     FIELD(lockd_peer, deaf, FIELD_BOOL),
+        FIELD(lockd_peer, refusal, FIELD_BYTES),        FIELD(lockd_peer, input, FIELD_BYTES),
+        FIELD(lockd_peer, output, FIELD_BYTES),         FIELD(lockd_peer, later, FIELD_UNSIGNED),
+        FIELD(lockd_peer, waits_for, FIELD_HYPER),      FIELD(lockd_peer, waited_holds, FIELD_HYPER),
+        FIELD(lockd_peer, call_version, FIELD_UNSIGNED), FIELD(lockd_peer, call_procedure, FIELD_INT),
+        FIELD(lockd_peer, call_serial, FIELD_UNSIGNED), FIELD_LAST,
+};
+
+static const Field lease_fields[] = {
+        FIELD(lockd_record, id, FIELD_HYPER),        FIELD(lockd_record, lockspace, FIELD_BYTES),
+        FIELD(lockd_record, resource, FIELD_BYTES),  FIELD(lockd_record, mode, FIELD_UNSIGNED),
+        FIELD(lockd_record, state, FIELD_UNSIGNED),  FIELD(lockd_record, kind, FIELD_UNSIGNED),
+        FIELD(lockd_record, autocreate, FIELD_BOOL), FIELD(lockd_record, local, FIELD_BOOL),
+        FIELD(lockd_record, releasing, FIELD_BOOL),  FIELD_FD(lockd_record, fd),
+        FIELD(lockd_record, dev, FIELD_HYPER),       FIELD(lockd_record, ino, FIELD_HYPER),
+        FIELD(lockd_record, block, FIELD_BOOL),      FIELD(lockd_record, since, FIELD_HYPER),
+        FIELD(lockd_record, holds, FIELD_HOLDS),     FIELD_LAST,
+};
+
+static const Field hold_fields[] = {
+        { .name = "owner", .type = FIELD_HYPER, .offset = offsetof(lockd_hold, owner.number) },
+        FIELD(lockd_hold, lockspace, FIELD_BYTES),
+        FIELD(lockd_hold, resource, FIELD_BYTES),
+        FIELD(lockd_hold, since, FIELD_HYPER),
+        FIELD(lockd_hold, unconfirmed, FIELD_BOOL),
+        FIELD(lockd_hold, taken_by, FIELD_HYPER),
+        FIELD_LAST,
+};
+
+static const Field end_fields[] = {
+        FIELD(lockd_end, leases, FIELD_HYPER), FIELD(lockd_end, holds, FIELD_HYPER), FIELD(lockd_end, owners, FIELD_HYPER),
+        FIELD(lockd_end, peers, FIELD_HYPER),  FIELD_LAST,
+};
+
+static const struct {
+        const char *name;
+        const Field *fields;
+} kinds[] = {
+        [STATE_HEADER] = { "lockd", header_fields },
+        [STATE_LISTENER] = { "listener", listener_fields },
+        [STATE_LOCKSPACE] = { "lockspace", lockspace_fields },
+        [STATE_OWNER] = { "owner", owner_fields },
+        [STATE_PEER] = { "peer", peer_fields },
+        [STATE_LEASE] = { "lease", lease_fields },
+        [STATE_END] = { "end", end_fields },
+};
+
+/* ---- writing ---- */
+
+/* Text that can be a JSON string as it is: UTF-8 without NUL. */
+static bool is_text(const lockd_bytes *bytes)
+{
+        const unsigned char *p = (const unsigned char *)bytes->lockd_bytes_val, *end = p + bytes->lockd_bytes_len;
+
+        while (p < end) {
+                size_t n = *p == 0 ? 0 : *p < 0x80 ? 1 : *p < 0xc2 ? 0 : *p < 0xe0 ? 2 : *p < 0xf0 ? 3 : *p < 0xf5 ? 4 : 0;
+
+                if (n == 0 || (size_t)(end - p) < n)
+                        return false;
+                if ((*p == 0xe0 && p[1] < 0xa0) || (*p == 0xed && p[1] > 0x9f) || (*p == 0xf0 && p[1] < 0x90) ||
+                    (*p == 0xf4 && p[1] > 0x8f))
+                        return false;
+                for (size_t i = 1; i < n; i++)
+                        if ((p[i] & 0xc0) != 0x80)
+                                return false;
+                p += n;
+        }
+        return true;
+}
+
+static json_object *bytes_to_json(const lockd_bytes *bytes)
+{
+        json_object *array;
+
+        if (is_text(bytes))
+                return json_object_new_string_len(bytes->lockd_bytes_len ? bytes->lockd_bytes_val : "", (int)bytes->lockd_bytes_len);
+        array = json_object_new_array_ext((int)bytes->lockd_bytes_len);
+        for (u_int i = 0; array && i < bytes->lockd_bytes_len; i++)
+                if (json_object_array_add(array, json_object_new_int((unsigned char)bytes->lockd_bytes_val[i])) < 0) {
+                        json_object_put(array);
+                        return NULL;
+                }
+        return array;
+}
+
+static json_object *to_json(const Field *fields, const void *record);
+
+static json_object *holds_to_json(const void *value)
+{
+        const lockd_record *lease = (const lockd_record *)((const char *)value - offsetof(lockd_record, holds));
+        json_object *array = json_object_new_array_ext((int)lease->holds.holds_len);
+
+        for (u_int i = 0; array && i < lease->holds.holds_len; i++) {
+                json_object *hold = to_json(hold_fields, &lease->holds.holds_val[i]);
+
+                if (!hold || json_object_array_add(array, hold) < 0) {
+                        json_object_put(hold);
+                        json_object_put(array);
+                        return NULL;
+                }
+        }
+        return array;
+}
+
+static json_object *value_to_json(const Field *field, const char *value)
+{
+        char hex[2 * LOCKD_UUID_LEN + 1];
+
+        switch (field->type) {
+        case FIELD_UNSIGNED:
+                return json_object_new_uint64(*(const u_int *)(const void *)value);
+        case FIELD_HYPER:
+                return json_object_new_uint64(*(const u_quad_t *)(const void *)value);
+        case FIELD_INT:
+                return json_object_new_int(*(const int *)(const void *)value);
+        case FIELD_BOOL:
+                return json_object_new_boolean(*(const bool_t *)(const void *)value);
+        case FIELD_BYTES:
+                return bytes_to_json((const lockd_bytes *)(const void *)value);
+        case FIELD_UUID:
+                for (int i = 0; i < LOCKD_UUID_LEN; i++)
+                        (void)sprintf(hex + 2 * i, "%02x", (unsigned char)value[i]);
+                return json_object_new_string(hex);
+        case FIELD_HOLDS:
+        default:
+                return holds_to_json(value);
+        }
+}
+
+static json_object *to_json(const Field *fields, const void *record)
+{
+        json_object *object = json_object_new_object();
+
+        for (const Field *field = fields; object && field->name; field++) {
+                json_object *value = value_to_json(field, (const char *)record + field->offset);
+
+                if (!value || json_object_object_add_ex(object, field->name, value, JSON_C_OBJECT_ADD_CONSTANT_KEY) < 0) {
+                        json_object_put(value);
+                        json_object_put(object);
+                        return NULL;
+                }
+        }
+        return object;
+}
+
+int state_write(FILE *file, StateKind kind, const void *record)
+{
+        json_object *object = to_json(kinds[kind].fields, record);
+        const char *text = object ? json_object_to_json_string_ext(object, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE) : NULL;
+        int r = 0;
+
+        if (!text)
+                r = FAULT(-ENOMEM);
+        else if (fprintf(file, "{\"%s\":%s}\n", kinds[kind].name, text) < 0)
+                r = FAULT(errno ? -errno : -EIO);
+        json_object_put(object);
+        return r;
+}
+
+/* ---- reading ---- */
+
+static int bytes_from_json(json_object *value, lockd_bytes *ret)
+{
+        size_t n;
+        char *copy;
+
+        if (json_object_is_type(value, json_type_string)) {
+                n = (size_t)json_object_get_string_len(value);
+                copy = malloc(n + 1);
+                if (!copy)
+                        return FAULT(-ENOMEM);
+                memcpy(copy, json_object_get_string(value), n);
+        } else if (json_object_is_type(value, json_type_array)) {
+                n = json_object_array_length(value);
+                copy = malloc(n + 1);
+                if (!copy)
+                        return FAULT(-ENOMEM);
+                for (size_t i = 0; i < n; i++)
+                        copy[i] = (char)json_object_get_int(json_object_array_get_idx(value, i));
+        } else
+                return FAULT(-EBADMSG);
+        copy[n] = '\0';
+        *ret = (lockd_bytes){ .lockd_bytes_len = (u_int)n, .lockd_bytes_val = copy };
+        return 0;
+}
+
+static int uuid_from_json(json_object *value, char *ret)
+{
+        const char *text = json_object_get_string(value);
+
+        if (!text || strlen(text) != 2 * LOCKD_UUID_LEN)
+                return FAULT(-EBADMSG);
+        for (int i = 0; i < LOCKD_UUID_LEN; i++) {
+                unsigned byte;
+
+                if (sscanf(text + 2 * i, "%2x", &byte) != 1)
+                        return FAULT(-EBADMSG);
+                ret[i] = (char)byte;
+        }
+        return 0;
+}
+
+static int from_json(const Field *fields, json_object *object, void *record);
+
+static int holds_from_json(json_object *value, void *ret)
+{
+        lockd_record *lease = (lockd_record *)(void *)((char *)ret - offsetof(lockd_record, holds));
+        size_t n = json_object_is_type(value, json_type_array) ? json_object_array_length(value) : 0;
+        int r = 0;
+
+        lease->holds.holds_val = calloc(n ? n : 1, sizeof(lockd_hold));
+        if (!lease->holds.holds_val)
+                return FAULT(-ENOMEM);
+        lease->holds.holds_len = (u_int)n;
+        for (size_t i = 0; r == 0 && i < n; i++)
+                r = from_json(hold_fields, json_object_array_get_idx(value, i), &lease->holds.holds_val[i]);
+        return PASS(r);
+}
+
+static int value_from_json(const Field *field, json_object *value, char *ret)
+{
+        switch (field->type) {
+        case FIELD_UNSIGNED:
+                *(u_int *)(void *)ret = (u_int)json_object_get_uint64(value);
+                return 0;
+        case FIELD_HYPER:
+                *(u_quad_t *)(void *)ret = json_object_get_uint64(value);
+                return 0;
+        case FIELD_INT:
+                *(int *)(void *)ret = json_object_get_int(value);
+                return 0;
+        case FIELD_BOOL:
+                *(bool_t *)(void *)ret = json_object_get_boolean(value);
+                return 0;
+        case FIELD_BYTES:
+                return PASS(bytes_from_json(value, (lockd_bytes *)(void *)ret));
+        case FIELD_UUID:
+                return PASS(uuid_from_json(value, ret));
+        case FIELD_HOLDS:
+        default:
+                return PASS(holds_from_json(value, ret));
+        }
+}
+
+static int from_json(const Field *fields, json_object *object, void *record)
+{
+        if (!json_object_is_type(object, json_type_object))
+                return FAULT(-EBADMSG);
+        for (const Field *field = fields; field->name; field++) {
+                char *place = (char *)record + field->offset;
+                json_object *value;
+                int r;
+
+                if (!json_object_object_get_ex(object, field->name, &value)) {
+                        if (field->type == FIELD_INT)
+                                *(int *)(void *)place = field->missing;
+                        continue;
+                }
+                r = value_from_json(field, value, place);
+                if (r < 0)
+                        return PASS(r);
+        }
+        return 0;
+}
+
+int state_read(const char *line, StateKind *ret_kind, StateRecord *ret)
+{
+        json_object *object = json_tokener_parse(line), *value;
+        int r = FAULT(-EBADMSG);
+
+        memset(ret, 0, sizeof(*ret));
+        for (size_t kind = 0; object && kind < sizeof(kinds) / sizeof(kinds[0]); kind++)
+                if (json_object_is_type(object, json_type_object) && json_object_object_get_ex(object, kinds[kind].name, &value)) {
+                        *ret_kind = (StateKind)kind;
+                        r = from_json(kinds[kind].fields, value, ret);
+                        if (r < 0)
+                                state_done((StateKind)kind, ret);
+                        break;
+                }
+        json_object_put(object);
+        return PASS(r);
+}
+
+static void free_fields(const Field *fields, void *record)
+{
+        for (const Field *field = fields; field->name; field++) {
+                char *place = (char *)record + field->offset;
+
+                if (field->type == FIELD_BYTES)
+                        free(((lockd_bytes *)(void *)place)->lockd_bytes_val);
+                else if (field->type == FIELD_HOLDS) {
+                        lockd_record *lease = record;
+
+                        for (u_int i = 0; i < lease->holds.holds_len; i++)
+                                free_fields(hold_fields, &lease->holds.holds_val[i]);
+                        free(lease->holds.holds_val);
+                }
+        }
+}
+
+void state_done(StateKind kind, StateRecord *record)
+{
+        free_fields(kinds[kind].fields, record);
+        memset(record, 0, sizeof(*record));
+}
