@@ -203,7 +203,10 @@ static void stop(void *userdata)
 /* What the state names, as it is now. */
 static void collect_parts(Daemon *daemon)
 {
+        char *unknown = daemon->parts.unknown;
+
         daemon->parts = (RestoreParts){
+                .unknown = unknown,
                 .lockspaces = daemon->lockspaces,
                 .owners = daemon->owners,
                 .reaper = daemon->reaper,
@@ -439,6 +442,7 @@ static void tear_down(Daemon *daemon)
         config_done(&daemon->config);
         free(daemon->config_path);
         free(daemon->state);
+        free(daemon->parts.unknown);
 }
 
 static int write_pid_file(const char *path)

@@ -120,6 +120,7 @@ Lease *lease_free(Lease *lease)
         table->slots[lease->slot] = (Slot){ .next_free = table->first_free };
         table->first_free = lease->slot;
         table->count--;
+        free(lease->extra);
         free(lease);
         return NULL;
 }
@@ -203,6 +204,7 @@ Hold *hold_free(Hold *hold)
         hold->resource->lease->n_holds--;
         hold->resource->n_holds--;
         hold->owner->n_holds--;
+        free(hold->extra);
         free(hold);
         return NULL;
 }

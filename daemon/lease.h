@@ -41,6 +41,7 @@ typedef struct Hold {
         uint64_t taker;     /* ... and has this number */
         uint64_t since;     /* microseconds since 1970 */
         bool unconfirmed;   /* its taker may never have learnt of it: the owner's next acquire of it is granted, once */
+        char *extra;        /* what a newer lockd's state said beside; NULL: nothing */
 } Hold;
 
 struct Lease {
@@ -54,6 +55,7 @@ struct Lease {
         bool local;
         bool releasing;
         bool in_table;
+        char *extra; /* as Hold.extra */
         size_t n_holds;
         ListNode holds; /* never empty outside acquire and release */
 };

@@ -98,6 +98,7 @@ LockspaceTable *lockspace_table_free(LockspaceTable *table)
         HASH_ITER(hh, table->lockspaces, lockspace, next) {
                 HASH_DEL(table->lockspaces, lockspace);
                 free(lockspace->require_mount);
+                free(lockspace->extra);
                 free(lockspace);
         }
         lease_table_free(table->leases);
@@ -173,13 +174,18 @@ int lockspace_require_mount(LockspaceTable *table, const char *path, const char 
         return 0;
 }
 
-int lockspace_restore(LockspaceTable *table, const char *path)
+int lockspace_restore(LockspaceTable *table, const char *path, const char *extra)
 {
-        Lockspace *lockspace;
+        Lockspace *lockspace = find(table, path);
+        int r = 0;
 
         if (strlen(path) > LOCKSPACE_PATH_MAX)
                 return FAULT(-EINVAL);
-        return find(table, path) ? 0 : PASS(add(table, path, &lockspace));
+        if (!lockspace)
+                r = add(table, path, &lockspace);
+        if (r == 0 && extra && !(lockspace->extra = strdup(extra)))
+                r = FAULT(-ENOMEM);
+        return PASS(r);
 }
 
 const Lockspace *lockspace_next(const LockspaceTable *table, const Lockspace *previous)

@@ -25,6 +25,7 @@ struct Lockspace {
         Resource *resources;           /* locked names */
         char *require_mount;           /* NULL: none configured */
         unsigned long long looked;     /* storage generation at which absent was found */
+        char *extra;                   /* as Hold.extra */
         bool absent;                   /* a file system belongs here and is not mounted */
         char path[];
 };
@@ -73,7 +74,7 @@ void lockspace_forget_mounts(LockspaceTable *table);
 int lockspace_require_mount(LockspaceTable *table, const char *path, const char *mount);
 
 /* After a restart: a lockspace, without touching its directory; a hold on a lease, without touching its file. */
-int lockspace_restore(LockspaceTable *table, const char *path);
+int lockspace_restore(LockspaceTable *table, const char *path, const char *extra);
 int lockspace_restore_hold(LockspaceTable *table, Lease *lease, const char *lockspace, const char *resource, Owner *owner,
                            Hold **ret);
 

@@ -163,6 +163,7 @@ static Owner *owner_free(Owner *owner)
         list_unlink(&owner->in_all);
         close_fd(owner->pidfd);
         free(owner->name);
+        free(owner->extra);
         free(owner);
         return NULL;
 }

@@ -51,6 +51,7 @@ struct Owner {
         size_t unprotected;  /* of them: holds that were taken away by force */
         ListNode holds;      /* of Hold */
         struct Death *death; /* the reaper's */
+        char *extra;         /* what a newer lockd's state said beside; NULL: nothing */
 };
 
 /* What the kernel says of the process at the other end of a connection. */

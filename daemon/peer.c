@@ -67,6 +67,7 @@ struct Peer {
         bool deaf;         /* the client does not take replies any more */
         FrameHeader call;  /* the one that waits */
         Buffer in, out;
+        char *extra;       /* what a newer lockd's state said beside; NULL: nothing */
         ListNode in_set;
 };
 
@@ -123,6 +124,7 @@ static void peer_free(Peer *peer)
         list_unlink(&peer->in_set);
         buffer_done(&peer->in);
         buffer_done(&peer->out);
+        free(peer->extra);
         free(peer);
 }
 
@@ -351,6 +353,7 @@ static void answer_later(Caller *caller, const struct RpcError *error, const voi
         Peer *peer = (Peer *)(void *)((char *)caller - offsetof(Peer, caller));
         DispatchReply reply;
 
+        caller->later = LOCKD_LATER_NO;
         if (dispatch_answer(peer->set->program, &peer->call, error, value, &reply) == 0)
                 queue_reply(peer, &reply);
         else
@@ -415,6 +418,7 @@ void peer_record(const Peer *peer, lockd_peer *ret)
                 .call_version = peer->call.version,
                 .call_procedure = peer->call.procedure,
                 .call_serial = peer->call.serial,
+                .extra = { peer->extra ? (u_int)strlen(peer->extra) : 0, peer->extra },
         };
 }
 
@@ -440,6 +444,7 @@ int peer_restore(PeerSet *set, const lockd_peer *record, Owner *owner, Peer **re
         }
         peer->set = set;
         peer->fd = record->fd;
+        peer->extra = record->extra.lockd_bytes_len > 0 ? strdup(record->extra.lockd_bytes_val) : NULL;
         peer->state = record->state <= PEER_MUTE ? (PeerState)record->state : PEER_OPEN;
         peer->refusal = record->refusal.lockd_bytes_len > 0 ? "too many connections: raise the limit in lockd.conf" : NULL;
         peer->half_closed = record->half_closed;

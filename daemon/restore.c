@@ -53,8 +53,21 @@ int restore_take_state(char **ret)
         return 0;
 }
 
-/* Calls handle for each record until it fails. The text is left as it was. */
-static int for_each_record(const char *state, int (*handle)(StateKind kind, StateRecord *record, void *userdata), void *userdata)
+static int add_line(char **text, const char *line)
+{
+        char *longer;
+
+        if (asprintf(&longer, "%s%s\n", *text ? *text : "", line) < 0)
+                return FAULT(-ENOMEM);
+        free(*text);
+        *text = longer;
+        return 0;
+}
+
+/* Calls handle for each record until it fails. The text is left as it was. Lines of an unknown kind are added to
+ * *unknown, if that is not NULL. */
+static int for_each_record(const char *state, int (*handle)(StateKind kind, StateRecord *record, void *userdata), void *userdata,
+                           char **unknown)
 {
         _cleanup_free_ char *line = NULL;
         size_t size = 0;
@@ -77,6 +90,11 @@ static int for_each_record(const char *state, int (*handle)(StateKind kind, Stat
                 line[len] = '\0';
                 state += len + (state[len] == '\n');
                 r = state_read(line, &kind, &record);
+                if (r == STATE_E_UNKNOWN) {
+                        r = unknown ? add_line(unknown, line) : 0;
+                        if (r == 0)
+                                continue;
+                }
                 if (r < 0)
                         return PASS(r);
                 r = handle(kind, &record, userdata);
@@ -110,7 +128,7 @@ int restore_stand_in(const char *state)
 
         if (fd < 0)
                 return FAULT(-errno);
-        return PASS(for_each_record(state, stand_in, &fd));
+        return PASS(for_each_record(state, stand_in, &fd, NULL));
 }
 
 /* number -> object, while the state is read. */
@@ -314,7 +332,8 @@ static int restore_record(StateKind kind, StateRecord *record, void *userdata)
         case STATE_LISTENER:
                 return PASS(restore_listener(restore, &record->listener));
         case STATE_LOCKSPACE:
-                return PASS(lockspace_restore(restore->parts->lockspaces, text_of(&record->lockspace.path)));
+                return PASS(lockspace_restore(restore->parts->lockspaces, text_of(&record->lockspace.path),
+                                              record->lockspace.extra.lockd_bytes_val));
         case STATE_OWNER:
                 return PASS(restore_owner(restore, &record->owner));
         case STATE_PEER:
@@ -361,10 +380,10 @@ static int resume_waits(StateKind kind, StateRecord *record, void *userdata)
 /* Deaths, kills and waits that were under way go on. */
 static int resume(Restore *restore, const char *state)
 {
-        int r = for_each_record(state, resume_record, restore);
+        int r = for_each_record(state, resume_record, restore, NULL);
 
         if (r == 0)
-                r = for_each_record(state, resume_waits, restore);
+                r = for_each_record(state, resume_waits, restore, NULL);
         return PASS(r);
 }
 
@@ -408,7 +427,7 @@ int restore_tables(RestoreParts *parts, const char *state, bool trial)
         int r = note_inherited(&restore);
 
         if (r == 0)
-                r = for_each_record(state, restore_record, &restore);
+                r = for_each_record(state, restore_record, &restore, &parts->unknown);
         if (r == 0 && !restore.ended)
                 r = trial ? FAULT(-EBADMSG) : (log_error("the state has no end: it was cut off"), 0);
         if (r == 0)

@@ -24,6 +24,7 @@ typedef struct RestoreParts {
         Listener *listeners[RESTORE_SERVERS];
         int fds[RESTORE_SERVERS];     /* -1: none */
         char *paths[RESTORE_SERVERS]; /* NULL: not ours to remove */
+        char *unknown;                /* lines of kinds that are not known here; NULL: none */
 } RestoreParts;
 
 /* The state that this image was executed with, to be freed; NULL: none. Takes it out of the environment. -errno. */

@@ -12,7 +12,7 @@
 
 static lockd_bytes borrow(const char *text)
 {
-        return (lockd_bytes){ .lockd_bytes_len = (u_int)strlen(text), .lockd_bytes_val = (char *)(uintptr_t)text };
+        return (lockd_bytes){ .lockd_bytes_len = text ? (u_int)strlen(text) : 0, .lockd_bytes_val = (char *)(uintptr_t)text };
 }
 
 static lockd_owner_state owner_state(const Owner *owner)
@@ -48,6 +48,7 @@ void snapshot_owner(const Owner *owner, lockd_owner *ret)
                 .dead = owner->dead,
                 .foreign_ns = owner->foreign_ns,
                 .foreign_pid = owner->foreign_pid,
+                .extra = borrow(owner->extra),
         };
         memcpy(ret->uuid, owner->key.uuid, sizeof(ret->uuid));
         ret->kill_sent = reaper_progress(owner, &ret->kill_left);
@@ -88,6 +89,7 @@ int snapshot_lease(const Lease *lease, size_t max_holds, lockd_record *ret)
                 holds[i].lockspace = borrow(hold->resource->lockspace->path);
                 holds[i].since = hold->since;
                 holds[i].unconfirmed = hold->unconfirmed;
+                holds[i].extra = borrow(hold->extra);
                 holds[i].taken_by = list_linked(&hold->in_taken) ? hold->taker : 0;
                 i++;
         }
@@ -110,6 +112,7 @@ int snapshot_lease(const Lease *lease, size_t max_holds, lockd_record *ret)
                 .since = lease->since,
                 .holds = { .holds_len = (u_int)n, .holds_val = holds },
                 .holds_total = (u_int)lease->n_holds,
+                .extra = borrow(lease->extra),
         };
         return 0;
 }
@@ -123,6 +126,12 @@ void snapshot_lease_done(lockd_record *record)
 static const char *text_of(const lockd_bytes *bytes)
 {
         return bytes->lockd_bytes_val ? bytes->lockd_bytes_val : "";
+}
+
+/* A nicety: without memory for it, it is forgotten. */
+static char *extra_of(const lockd_bytes *bytes)
+{
+        return bytes->lockd_bytes_len > 0 ? strdup(bytes->lockd_bytes_val) : NULL;
 }
 
 int snapshot_restore_owner(OwnerTable *owners, const lockd_owner *record, Owner **ret)
@@ -141,8 +150,13 @@ int snapshot_restore_owner(OwnerTable *owners, const lockd_owner *record, Owner 
                 .own_socket = record->socket,
         };
 
+        int r;
+
         memcpy(seed.key.uuid, record->uuid, sizeof(seed.key.uuid));
-        return PASS(owner_restore(owners, &seed, ret));
+        r = owner_restore(owners, &seed, ret);
+        if (r == 0)
+                (*ret)->extra = extra_of(&record->extra);
+        return PASS(r);
 }
 
 int snapshot_restore_lease(LockspaceTable *lockspaces, const lockd_record *record, Lease **ret)
@@ -171,6 +185,7 @@ int snapshot_restore_lease(LockspaceTable *lockspaces, const lockd_record *recor
         }
         lease->id = record->id;
         lease->since = record->since;
+        lease->extra = extra_of(&record->extra);
         lease->autocreate = record->autocreate;
         lease->local = record->local;
         /* A release that was under way on a block device starts again, with its flush. */
@@ -189,6 +204,7 @@ int snapshot_restore_hold(LockspaceTable *lockspaces, Lease *lease, const lockd_
                 return PASS(r);
         hold->since = record->since;
         hold->unconfirmed = record->unconfirmed;
+        hold->extra = extra_of(&record->extra);
         hold->taker = record->taken_by;
         if (taken)
                 list_append(taken, &hold->in_taken);

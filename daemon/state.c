@@ -12,7 +12,7 @@
 
 #include "fault.h"
 
-typedef enum FieldType { FIELD_UNSIGNED, FIELD_HYPER, FIELD_INT, FIELD_BOOL, FIELD_BYTES, FIELD_UUID, FIELD_HOLDS } FieldType;
+typedef enum FieldType { FIELD_UNSIGNED, FIELD_HYPER, FIELD_INT, FIELD_BOOL, FIELD_BYTES, FIELD_UUID, FIELD_HOLDS, FIELD_EXTRA } FieldType;
 
 typedef struct Field {
         const char *name;
@@ -23,6 +23,7 @@ typedef struct Field {
 
 #define FIELD(struct_name, member, kind) { .name = #member, .type = (kind), .offset = offsetof(struct_name, member) }
 #define FIELD_FD(struct_name, member) { .name = #member, .type = FIELD_INT, .offset = offsetof(struct_name, member), .missing = -1 }
+#define FIELD_REST(struct_name) { .name = "extra", .type = FIELD_EXTRA, .offset = offsetof(struct_name, extra) }
 #define FIELD_LAST { .name = NULL }
 
 static const Field header_fields[] = {
@@ -38,7 +39,7 @@ static const Field listener_fields[] = {
         FIELD_LAST,
 };
 
-static const Field lockspace_fields[] = { FIELD(lockd_lockspace, path, FIELD_BYTES), FIELD_LAST };
+static const Field lockspace_fields[] = { FIELD(lockd_lockspace, path, FIELD_BYTES), FIELD_REST(lockd_lockspace), FIELD_LAST };
 
 static const Field owner_fields[] = {
         FIELD(lockd_owner, number, FIELD_HYPER),         FIELD(lockd_owner, uuid, FIELD_UUID),
@@ -48,7 +49,8 @@ static const Field owner_fields[] = {
         FIELD(lockd_owner, state, FIELD_UNSIGNED),       FIELD_FD(lockd_owner, pidfd),
         FIELD(lockd_owner, dead, FIELD_BOOL),            FIELD(lockd_owner, foreign_ns, FIELD_HYPER),
         FIELD(lockd_owner, foreign_pid, FIELD_UNSIGNED), FIELD(lockd_owner, kill_sent, FIELD_BOOL),
-        FIELD(lockd_owner, kill_left, FIELD_HYPER),      FIELD_LAST,
+        FIELD(lockd_owner, kill_left, FIELD_HYPER),      FIELD_REST(lockd_owner),
+        FIELD_LAST,
 };
 
 static const Field peer_fields[] = {
@@ -63,7 +65,8 @@ static const Field peer_fields[] = {
         FIELD(lockd_peer, output, FIELD_BYTES),         FIELD(lockd_peer, later, FIELD_UNSIGNED),
         FIELD(lockd_peer, waits_for, FIELD_HYPER),      FIELD(lockd_peer, waited_holds, FIELD_HYPER),
         FIELD(lockd_peer, call_version, FIELD_UNSIGNED), FIELD(lockd_peer, call_procedure, FIELD_INT),
-        FIELD(lockd_peer, call_serial, FIELD_UNSIGNED), FIELD_LAST,
+        FIELD(lockd_peer, call_serial, FIELD_UNSIGNED), FIELD_REST(lockd_peer),
+        FIELD_LAST,
 };
 
 static const Field lease_fields[] = {
@@ -74,7 +77,8 @@ static const Field lease_fields[] = {
         FIELD(lockd_record, releasing, FIELD_BOOL),  FIELD_FD(lockd_record, fd),
         FIELD(lockd_record, dev, FIELD_HYPER),       FIELD(lockd_record, ino, FIELD_HYPER),
         FIELD(lockd_record, block, FIELD_BOOL),      FIELD(lockd_record, since, FIELD_HYPER),
-        FIELD(lockd_record, holds, FIELD_HOLDS),     FIELD_LAST,
+        FIELD(lockd_record, holds, FIELD_HOLDS),     FIELD_REST(lockd_record),
+        FIELD_LAST,
 };
 
 static const Field hold_fields[] = {
@@ -84,6 +88,7 @@ static const Field hold_fields[] = {
         FIELD(lockd_hold, since, FIELD_HYPER),
         FIELD(lockd_hold, unconfirmed, FIELD_BOOL),
         FIELD(lockd_hold, taken_by, FIELD_HYPER),
+        FIELD_REST(lockd_hold),
         FIELD_LAST,
 };
 
@@ -182,9 +187,25 @@ static json_object *value_to_json(const Field *field, const char *value)
                         (void)sprintf(hex + 2 * i, "%02x", (unsigned char)value[i]);
                 return json_object_new_string(hex);
         case FIELD_HOLDS:
-        default:
                 return holds_to_json(value);
+        case FIELD_EXTRA:
+        default:
+                return NULL;
         }
+}
+
+/* Adds the members that are not known here. */
+static int extra_to_json(const lockd_bytes *extra, json_object *object)
+{
+        json_object *rest = extra->lockd_bytes_len > 0 ? json_tokener_parse(extra->lockd_bytes_val) : NULL;
+        int r = 0;
+
+        if (rest) {
+                json_object_object_foreach(rest, name, value)
+                        r |= json_object_object_add(object, name, json_object_get(value));
+        }
+        json_object_put(rest);
+        return r;
 }
 
 static json_object *to_json(const Field *fields, const void *record)
@@ -192,7 +213,15 @@ static json_object *to_json(const Field *fields, const void *record)
         json_object *object = json_object_new_object();
 
         for (const Field *field = fields; object && field->name; field++) {
-                json_object *value = value_to_json(field, (const char *)record + field->offset);
+                json_object *value;
+
+                if (field->type == FIELD_EXTRA) {
+                        if (extra_to_json((const lockd_bytes *)(const void *)((const char *)record + field->offset), object) == 0)
+                                continue;
+                        json_object_put(object);
+                        return NULL;
+                }
+                value = value_to_json(field, (const char *)record + field->offset);
 
                 if (!value || json_object_object_add_ex(object, field->name, value, JSON_C_OBJECT_ADD_CONSTANT_KEY) < 0) {
                         json_object_put(value);
@@ -297,9 +326,46 @@ static int value_from_json(const Field *field, json_object *value, char *ret)
         case FIELD_UUID:
                 return PASS(uuid_from_json(value, ret));
         case FIELD_HOLDS:
-        default:
                 return PASS(holds_from_json(value, ret));
+        case FIELD_EXTRA:
+        default:
+                return FAULT(-EBADMSG);
         }
+}
+
+static bool is_known(const Field *fields, const char *name)
+{
+        for (const Field *field = fields; field->name; field++)
+                if (field->type != FIELD_EXTRA && strcmp(field->name, name) == 0)
+                        return true;
+        return false;
+}
+
+/* What of object is not known here, as text; nothing when all of it is. */
+static int extra_from_json(const Field *fields, json_object *object, lockd_bytes *ret)
+{
+        json_object *rest = NULL;
+        int r = 0;
+
+        json_object_object_foreach(object, name, value) {
+                if (is_known(fields, name))
+                        continue;
+                if (!rest)
+                        rest = json_object_new_object();
+                if (!rest || json_object_object_add(rest, name, json_object_get(value)) < 0) {
+                        json_object_put(rest);
+                        return FAULT(-ENOMEM);
+                }
+        }
+        if (rest) {
+                const char *text = json_object_to_json_string_ext(rest, JSON_C_TO_STRING_PLAIN);
+
+                ret->lockd_bytes_val = text ? strdup(text) : NULL;
+                ret->lockd_bytes_len = ret->lockd_bytes_val ? (u_int)strlen(text) : 0;
+                r = ret->lockd_bytes_val ? 0 : FAULT(-ENOMEM);
+        }
+        json_object_put(rest);
+        return r;
 }
 
 static int from_json(const Field *fields, json_object *object, void *record)
@@ -311,6 +377,12 @@ static int from_json(const Field *fields, json_object *object, void *record)
                 json_object *value;
                 int r;
 
+                if (field->type == FIELD_EXTRA) {
+                        r = extra_from_json(fields, object, (lockd_bytes *)(void *)place);
+                        if (r < 0)
+                                return PASS(r);
+                        continue;
+                }
                 if (!json_object_object_get_ex(object, field->name, &value)) {
                         if (field->type == FIELD_INT)
                                 *(int *)(void *)place = field->missing;
@@ -326,16 +398,15 @@ static int from_json(const Field *fields, json_object *object, void *record)
 int state_read(const char *line, StateKind *ret_kind, StateRecord *ret)
 {
         json_object *object = json_tokener_parse(line), *value;
-        int r = FAULT(-EBADMSG);
+        int r = json_object_is_type(object, json_type_object) ? STATE_E_UNKNOWN : FAULT(-EBADMSG);
 
         memset(ret, 0, sizeof(*ret));
-        for (size_t kind = 0; object && kind < sizeof(kinds) / sizeof(kinds[0]); kind++)
-                if (json_object_is_type(object, json_type_object) && json_object_object_get_ex(object, kinds[kind].name, &value)) {
+        for (size_t kind = 0; r == STATE_E_UNKNOWN && kind < sizeof(kinds) / sizeof(kinds[0]); kind++)
+                if (json_object_object_get_ex(object, kinds[kind].name, &value)) {
                         *ret_kind = (StateKind)kind;
                         r = from_json(kinds[kind].fields, value, ret);
                         if (r < 0)
                                 state_done((StateKind)kind, ret);
-                        break;
                 }
         json_object_put(object);
         return PASS(r);
@@ -346,7 +417,7 @@ static void free_fields(const Field *fields, void *record)
         for (const Field *field = fields; field->name; field++) {
                 char *place = (char *)record + field->offset;
 
-                if (field->type == FIELD_BYTES)
+                if (field->type == FIELD_BYTES || field->type == FIELD_EXTRA)
                         free(((lockd_bytes *)(void *)place)->lockd_bytes_val);
                 else if (field->type == FIELD_HOLDS) {
                         lockd_record *lease = record;

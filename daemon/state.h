@@ -5,7 +5,8 @@
  *
  *      {"lease": {"id": 7, "fd": 12, ...}}
  *
- * Members that a line does not have are zero; those that this lockd does not know are ignored. Bytes that are not UTF-8
+ * Members that a line does not have are zero; those that this lockd does not know are kept in the record's extra, and
+ * whole lines that it does not know by its caller. Bytes that are not UTF-8
  * are an array of numbers instead of a string.
  */
 #pragma once
@@ -39,6 +40,10 @@ typedef union StateRecord {
 /* -ENOMEM, or what writing said. */
 int state_write(FILE *file, StateKind kind, const void *record);
 
-/* Reads one line. -EBADMSG: not a line of a state. The record is freed with state_done(); its bytes are NUL-terminated. */
+enum {
+        STATE_E_UNKNOWN = 1, /* a line of a kind that is not known here */
+};
+
+/* Reads one line. STATE_E_UNKNOWN, or -EBADMSG: not a line of a state. The record is freed with state_done(); its bytes are NUL-terminated. */
 int state_read(const char *line, StateKind *ret_kind, StateRecord *ret);
 void state_done(StateKind kind, StateRecord *record);

@@ -235,6 +235,8 @@ static int write_tables(const RestoreParts *parts, FILE *file, FdList *fds)
                 r = write_peers(parts, file, fds, &end);
         if (r == 0)
                 r = write_leases(parts, file, fds, &end);
+        if (r == 0 && parts->unknown && fputs(parts->unknown, file) < 0)
+                r = FAULT(-errno);
         if (r == 0)
                 r = state_write(file, STATE_END, &end);
         return PASS(r);
