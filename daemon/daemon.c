@@ -412,6 +412,9 @@ static int set_up(Daemon *daemon, char **why)
         };
         if (r >= 0)
                 r = sd_event_add_io(daemon->loop, &daemon->mounts, storage_watch_fd(daemon->storage), EPOLLPRI, on_mounts, daemon);
+        /* A request that comes right behind a mount or an unmount is decided by the new table. */
+        if (r >= 0)
+                r = sd_event_source_set_priority(daemon->mounts, SD_EVENT_PRIORITY_IMPORTANT);
         if (r >= 0)
                 r = add_signals(daemon);
         if (r >= 0)

@@ -64,8 +64,12 @@ int lockfile_look(const LockfilePlace *place, bool create, LockfileLook *ret, Lo
         }
         if (look.fd < 0)
                 look.fd = open_place(place, O_PATH, 0);
+        if (look.fd == -ENOENT && create)
+                /* It was there a moment ago, and is gone; or it is a link that leads nowhere. */
+                return fstatat(place->dirfd, place->path, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISLNK(st.st_mode) ? FAULT(-ENOENT) :
+                                                                                                                LOCKFILE_E_STALE;
         if (look.fd < 0)
-                return look.fd == -ENOENT && create ? LOCKFILE_E_STALE : FAULT(look.fd);
+                return FAULT(look.fd);
         if (fstat(look.fd, &st) < 0) {
                 r = -errno;
                 *step = LOCKFILE_STATUS;

@@ -386,7 +386,7 @@ static int take(LockspaceTable *table, Lockspace *lockspace, StorageFile *file, 
                 locked = lease->file;
                 lease_free(lease);
         }
-        (void)storage_release(table->storage, refusal->path, request->autocreate, &locked);
+        (void)storage_release(table->storage, refusal->path, request->autocreate && file->local, &locked);
         return PASS(r);
 }
 
@@ -464,7 +464,7 @@ void lockspace_release_hold(LockspaceTable *table, Hold *hold)
         if (lease->n_holds == 0 && lease->file.fd >= 0) {
                 lease->releasing = true;
                 resource_path(resource->lockspace, resource->name, path, sizeof(path));
-                r = storage_release(table->storage, path, lease->autocreate, &lease->file);
+                r = storage_release(table->storage, path, lease->autocreate && lease->local, &lease->file);
                 if (r < 0)
                         log_warning("%s: not removed: %s (%s)", log_name(path), strerror(-r), fault_trail());
         }

@@ -68,7 +68,7 @@ const char *rpc_advice(int number)
         case ENOTDIR:
                 return "; a part of the path is not a directory";
         case ELOOP:
-                return "; a lease file may not be a symbolic link";
+                return "; a symbolic link: a lease file may not be one, and those on the way to an image may not go in circles";
         default:
                 return "";
         }

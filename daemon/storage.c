@@ -364,17 +364,37 @@ int storage_take(StorageFile *file, bool shared, Lockfile *ret, pid_t *holder, L
         return PASS(lockfile_take(&file->place, &file->look, shared, ret, holder, step));
 }
 
+/* Unlinks by the folder that path is in now; a folder that can only be reached over another mount is not touched. */
+static int unlink_local(const Storage *storage, const char *path, const Lockfile *file)
+{
+        _cleanup_(place_done) LockfilePlace place = { .dirfd = -1 };
+        _cleanup_free_ char *folder = NULL;
+        _cleanup_fd_ int dirfd = -1;
+        LockfilePlace last = { .follow = false };
+        const char *slash;
+        int r;
+
+        r = find_place(storage, path, false, &place);
+        if (r < 0)
+                return PASS(r);
+        if (place.resolve == 0)
+                return LOCKFILE_E_KEPT;
+        slash = strrchr(place.path, '/');
+        folder = slash ? strndup(place.path, slash == place.path ? 1 : (size_t)(slash - place.path)) : strdup(".");
+        if (!folder)
+                return FAULT(-ENOMEM);
+        dirfd = open_directory(place.dirfd, folder);
+        if (dirfd < 0)
+                return dirfd == -EXDEV ? LOCKFILE_E_KEPT : FAULT(dirfd);
+        last.dirfd = dirfd;
+        last.path = slash ? slash + 1 : place.path;
+        return PASS(lockfile_unlink(&last, file));
+}
+
 int storage_release(const Storage *storage, const char *path, bool unlink, Lockfile *file)
 {
-        LockfilePlace place = { .dirfd = -1 };
-        int r = LOCKFILE_E_KEPT;
+        int r = unlink ? unlink_local(storage, path, file) : LOCKFILE_E_KEPT;
 
-        if (unlink && storage_is_local(storage, path)) {
-                r = find_place(storage, path, false, &place);
-                if (r == 0)
-                        r = lockfile_unlink(&place, file);
-                place_done(&place);
-        }
         lockfile_release(file);
         return PASS(r);
 }

@@ -53,8 +53,8 @@ void storage_done(StorageFile *file);
 /* As lockfile_take(). */
 int storage_take(StorageFile *file, bool shared, Lockfile *ret, pid_t *holder, LockfileStep *step);
 
-/* Unlinks (where the file system is local and lockfile_unlink() finds it ours), unlocks, closes. The result is that of
- * the unlink: LOCKFILE_E_KEPT or -errno; the lock is gone in any case. unlink false: the file stays. */
+/* Unlinks, where lockfile_unlink() finds it ours; unlocks; closes. unlink: only if the file was looked up as a local one.
+ * The result is that of the unlink, LOCKFILE_E_KEPT or -errno; the lock is gone in any case. */
 int storage_release(const Storage *storage, const char *path, bool unlink, Lockfile *file);
 
 /* Starts a process that has file's data put on the device (fsync) and ends. */
