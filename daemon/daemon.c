@@ -219,19 +219,23 @@ static void collect_parts(Daemon *daemon)
         }
 }
 
-static int start_upgrade(void *userdata)
+static int start_upgrade(void *userdata, const char **ret_why)
 {
         Daemon *daemon = userdata;
+        int r;
 
         collect_parts(daemon);
-        return upgrade_start(daemon->upgrade, &daemon->parts);
+        r = upgrade_start(daemon->upgrade, &daemon->parts);
+        *ret_why = upgrade_why(daemon->upgrade);
+        return r;
 }
 
 static int on_upgrade(sd_event_source *source, const struct signalfd_siginfo *info, void *userdata)
 {
+        const char *why;
+
         (void)source;
-        (void)info;
-        if (start_upgrade(userdata) == -EALREADY)
+        if (start_upgrade(userdata, &why) == -EALREADY)
                 log_info("signal %u: an upgrade is under way already", info->ssi_signo);
         return 0;
 }

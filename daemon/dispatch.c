@@ -104,14 +104,15 @@ static RpcError *new_error(void)
 
 bool dispatch_is_keepalive(const FrameHeader *header)
 {
-        return header->program == FRAME_KEEPALIVE_PROGRAM && header->version == FRAME_KEEPALIVE_VERSION;
+        return header->program == FRAME_KEEPALIVE_PROGRAM && header->version == FRAME_KEEPALIVE_VERSION &&
+               header->type == FRAME_MESSAGE;
 }
 
 static int answer_keepalive(const FrameHeader *header, DispatchReply *ret)
 {
         FrameHeader pong = *header;
 
-        if (header->procedure != FRAME_KEEPALIVE_PING || header->type != FRAME_MESSAGE)
+        if (header->procedure != FRAME_KEEPALIVE_PING)
                 return DISPATCH_E_NONE;
         pong.procedure = FRAME_KEEPALIVE_PONG;
         pong.status = FRAME_OK;
@@ -123,12 +124,13 @@ static int answer_keepalive(const FrameHeader *header, DispatchReply *ret)
 static int find_procedure(const RpcProgram *program, const FrameHeader *header, const RpcProcedure **ret, RpcError *error)
 {
         *ret = NULL;
+        /* The order, and the signs, are virtlockd's. */
+        if (header->program != program->number || header->version != program->version)
+                return refuse_rpc(error, "Cannot find program %d version %d", (int)header->program, (int)header->version);
         if (header->type != FRAME_CALL)
                 return refuse_rpc(error, "Unexpected message type %u", header->type);
         if (header->status != FRAME_OK)
                 return refuse_rpc(error, "Unexpected message status %u", header->status);
-        if (header->program != program->number || header->version != program->version)
-                return refuse_rpc(error, "Cannot find program %u version %u", header->program, header->version);
         for (size_t i = 0; i < program->n_procedures; i++)
                 if (program->procedures[i].number == header->procedure) {
                         *ret = &program->procedures[i];

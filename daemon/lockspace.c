@@ -139,7 +139,7 @@ int lockspace_create(LockspaceTable *table, const char *path, bool fresh, int *r
         if (!storage_missing_mount(table->storage, plain, lockspace ? lockspace->require_mount : NULL) &&
             storage_is_local(table->storage, plain))
                 *ret_made = storage_make_directory(table->storage, plain);
-        if (*ret_made == -ENOTDIR)
+        if (*ret_made == STORAGE_E_NOT_DIRECTORY)
                 return LOCKSPACE_E_NOT_DIRECTORY;
         return lockspace ? 0 : PASS(add(table, plain, &lockspace));
 }
@@ -427,7 +427,25 @@ static void forget_unprotected(const Resource *resource, Owner *owner)
         }
 }
 
-int lockspace_acquire(LockspaceTable *table, const AcquireRequest *request, LockspaceRefusal *refusal)
+/* Ends holds of owners that are dead by both signs, but whose turn has not come yet: who asks right after a VM's death
+ * is not refused for it. True: the lease may be another one now. */
+static bool drop_gone(LockspaceTable *table, const Lease *lease)
+{
+        bool last = false, dropped = false;
+
+        while (!last) {
+                Hold *hold = lease_first_hold(lease);
+
+                if (lease->releasing || hold->owner->own_peers > 0 || !owner_has_ended(hold->owner) || lockspace_wants_flush(hold))
+                        break;
+                last = lease->n_holds == 1;
+                lockspace_release_hold(table, hold);
+                dropped = true;
+        }
+        return dropped;
+}
+
+static int attempt(LockspaceTable *table, const AcquireRequest *request, LockspaceRefusal *refusal)
 {
         Lockspace *lockspace;
         Resource *resource;
@@ -441,13 +459,21 @@ int lockspace_acquire(LockspaceTable *table, const AcquireRequest *request, Lock
         /* A shared name is looked at again: the file behind it may have been replaced. */
         if (resource && (!request->shared || !resource->lease->file.shared))
                 r = join(lockspace, resource, resource->lease, request, refusal);
-        else {
-                r = LOCKSPACE_E_UNSTABLE;
-                for (int i = 0; r == LOCKSPACE_E_UNSTABLE && i < TAKE_ATTEMPTS_MAX; i++)
-                        r = look_and_take(table, lockspace, resource, request, refusal);
-        }
+        else
+                r = look_and_take(table, lockspace, resource, request, refusal);
+        if (r == LOCKSPACE_E_BUSY && refusal->lease && drop_gone(table, refusal->lease))
+                return LOCKSPACE_E_UNSTABLE;
         if (r == 0 && request->owner->unprotected > 0)
                 forget_unprotected(find_resource(lockspace, request->resource), request->owner);
+        return PASS(r);
+}
+
+int lockspace_acquire(LockspaceTable *table, const AcquireRequest *request, LockspaceRefusal *refusal)
+{
+        int r = LOCKSPACE_E_UNSTABLE;
+
+        for (int i = 0; r == LOCKSPACE_E_UNSTABLE && i < TAKE_ATTEMPTS_MAX; i++)
+                r = attempt(table, request, refusal);
         return PASS(r);
 }
 

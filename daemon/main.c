@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <signal.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -140,6 +141,33 @@ static const char *absolute(const char *path)
         return cwd && asprintf(&full, "%s/%s", cwd, path) >= 0 ? full : path;
 }
 
+/* The command line for the next image: the same, with paths that do not depend on the working directory. */
+static char **next_argv(char *name, const DaemonOptions *options)
+{
+        static char timeout[16];
+        static char *argv[10];
+        int n = 0;
+
+        argv[n++] = name;
+        if (options->background)
+                argv[n++] = (char *)(uintptr_t) "-d";
+        if (options->verbose)
+                argv[n++] = (char *)(uintptr_t) "-v";
+        if (options->config) {
+                argv[n++] = (char *)(uintptr_t) "-f";
+                argv[n++] = (char *)(uintptr_t)options->config;
+        }
+        if (options->pid_file) {
+                argv[n++] = (char *)(uintptr_t) "-p";
+                argv[n++] = (char *)(uintptr_t)options->pid_file;
+        }
+        if (options->timeout) {
+                (void)snprintf(timeout, sizeof(timeout), "-t%u", options->timeout);
+                argv[n++] = timeout;
+        }
+        return argv;
+}
+
 /* Numbers 0 to 2 belong to the standard streams: a lock's fd there would be written to by whoever prints. */
 static void fill_standard_fds(void)
 {
@@ -161,7 +189,7 @@ static void close_strange_fds(void)
 
 int main(int argc, char **argv)
 {
-        DaemonOptions options = { .ready_fd = -1, .argv = argv };
+        DaemonOptions options = { .ready_fd = -1 };
         _cleanup_free_ char *pid_file = NULL;
         sigset_t all;
         int r;
@@ -178,6 +206,7 @@ int main(int argc, char **argv)
                 return r;
         options.config = absolute(options.config);
         options.pid_file = absolute(options.pid_file);
+        options.argv = next_argv(argv[0], &options);
         options.session = geteuid() != 0;
         if (options.background && !options.pid_file)
                 options.pid_file = pid_file = config_runtime_path(options.session, "lockd.pid");

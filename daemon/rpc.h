@@ -21,8 +21,8 @@ typedef struct RpcServices {
         LockspaceTable *lockspaces;
         OwnerTable *owners;
         Reaper *reaper;
-        /* Starts an upgrade; later LOCKD_LATER_UPGRADE. 0, or what is wrong now: -EALREADY, -errno. */
-        int (*upgrade)(void *userdata);
+        /* Starts an upgrade; later LOCKD_LATER_UPGRADE. 0; or -EALREADY, -errno with *ret_why. */
+        int (*upgrade)(void *userdata, const char **ret_why);
         /* Ends the daemon once the answer is out. */
         void (*stop)(void *userdata);
         void *userdata;

@@ -249,12 +249,13 @@ static int call_release(RpcCall *call)
 
 static int call_upgrade(RpcCall *call)
 {
-        int r = call->services->upgrade(call->services->userdata);
+        const char *why;
+        int r = call->services->upgrade(call->services->userdata, &why);
 
         if (r == -EALREADY)
                 return refuse(call, VIRTLOCK_ERR_RESOURCE_BUSY, "an upgrade is under way already");
         if (r < 0)
-                return PASS(r);
+                return rpc_refuse(call->error, VIRTLOCK_ERR_INTERNAL, VIRTLOCK_FROM_NONE, "no upgrade: %s", why);
         log_audit("upgrade");
         call->caller->later = LOCKD_LATER_UPGRADE;
         return RPC_E_LATER;

@@ -57,6 +57,14 @@ static int refuse_busy(RpcCall *call, const LockspaceRefusal *refusal)
         return RPC_E_REFUSED;
 }
 
+/* The errno that a name that is none would have met in the kernel, as far as there is one. */
+static int name_errno(void)
+{
+        if (strlen(names.name) > (*names.path ? LOCKSPACE_NAME_MAX : LOCKSPACE_PATH_MAX))
+                return ENAMETOOLONG;
+        return *names.path ? EINVAL : ENOENT;
+}
+
 /* The answer for every verdict of lockspace, and for faults of file operations, which libvirt wants to see with their
  * errno. doing: "open resource", with stock's words. */
 static int refuse(RpcCall *call, int r, const LockspaceRefusal *refusal, const char *doing)
@@ -82,8 +90,7 @@ static int refuse(RpcCall *call, int r, const LockspaceRefusal *refusal, const c
                 return rpc_refuse(error, internal, lockspace, "Lockspace path '%.4096s' is not an absolute path of at most %d bytes",
                                   names.path, LOCKSPACE_PATH_MAX);
         case LOCKSPACE_E_NAME:
-                return rpc_refuse_errno(error, lockspace, *names.path ? EINVAL : *names.name == '/' ? ENAMETOOLONG : ENOENT, "%s %.4096s, which is not %s", doing,
-                                        names.name,
+                return rpc_refuse_errno(error, lockspace, name_errno(), "%s %.4096s, which is not %s", doing, names.name,
                                         *names.path ? "a lease name (1 to 255 bytes, without '/')" :
                                                       "an absolute path of at most 4095 bytes");
         case LOCKSPACE_E_NOT_DIRECTORY:

@@ -280,7 +280,7 @@ const char *storage_missing_mount(const Storage *storage, const char *path, cons
         const Mount *mount;
         struct libmnt_fs *fs;
 
-        if (require_mount && is_below(path, require_mount) && !is_mounted(storage, require_mount))
+        if (require_mount && !is_mounted(storage, require_mount))
                 return require_mount;
         /* Touching an automount point would start the mount, and wait for it. */
         mount = mount_of(storage, path);
@@ -447,6 +447,8 @@ int storage_make_directory(const Storage *storage, const char *path)
                                 return FAULT(-errno);
                         fd = open_directory(place.dirfd, name);
                 }
+                if (fd == -ENOTDIR && !save[strspn(save, "/")])
+                        return STORAGE_E_NOT_DIRECTORY;
                 if (fd < 0)
                         return FAULT(fd);
                 close_fd(place.dirfd);

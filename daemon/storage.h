@@ -60,5 +60,9 @@ int storage_release(const Storage *storage, const char *path, bool unlink, Lockf
 /* Starts a process that has file's data put on the device (fsync) and ends. */
 int storage_start_flush(const Lockfile *file, pid_t *ret_pid, int *ret_pidfd);
 
-/* Makes a directory and its parents, 0700, on local file systems only. -ENOTDIR: something else is there. */
+enum {
+        STORAGE_E_NOT_DIRECTORY = 1, /* something else is there */
+};
+
+/* Makes a directory and its parents, 0700, on local file systems only (-EXDEV: it is not on one). */
 int storage_make_directory(const Storage *storage, const char *path);

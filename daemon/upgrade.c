@@ -30,7 +30,7 @@
 
 struct Upgrade {
         sd_event *loop;
-        char **argv;
+        char **argv; /* for the new image */
         char *binary;
         void (*failed)(const char *why, void *userdata);
         void *userdata;
@@ -40,6 +40,7 @@ struct Upgrade {
         pid_t trial;
         bool late;     /* its deadline has passed */
         sd_event_source *ended, *deadline;
+        char why[2048]; /* the last attempt failed */
 };
 
 int upgrade_new(sd_event *loop, char **argv, void (*failed)(const char *why, void *userdata), void *userdata, Upgrade **ret)
@@ -91,18 +92,27 @@ Upgrade *upgrade_free(Upgrade *upgrade)
         return NULL;
 }
 
-static void give_up(Upgrade *upgrade, const char *format, ...) __attribute__((format(printf, 2, 3)));
-static void give_up(Upgrade *upgrade, const char *format, ...)
+static void note_failure(Upgrade *upgrade, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static void note_failure(Upgrade *upgrade, const char *format, ...)
 {
-        char why[2048];
         va_list ap;
 
         va_start(ap, format);
-        (void)vsnprintf(why, sizeof(why), format, ap);
+        (void)vsnprintf(upgrade->why, sizeof(upgrade->why), format, ap);
         va_end(ap);
         end_attempt(upgrade);
-        log_error("no upgrade to %s: %s; this lockd goes on, nothing is lost", upgrade->binary, why);
-        upgrade->failed(why, upgrade->userdata);
+        log_error("no upgrade to %s: %s; this lockd goes on, nothing is lost", upgrade->binary, upgrade->why);
+}
+
+#define give_up(upgrade, ...)                                             \
+        do {                                                              \
+                note_failure((upgrade), __VA_ARGS__);                     \
+                (upgrade)->failed((upgrade)->why, (upgrade)->userdata);   \
+        } while (0)
+
+const char *upgrade_why(const Upgrade *upgrade)
+{
+        return upgrade->why;
 }
 
 /* ---- tables -> state ---- */
@@ -411,14 +421,15 @@ int upgrade_start(Upgrade *upgrade, const RestoreParts *parts)
         upgrade->parts = parts;
         upgrade->binary_fd = open(upgrade->binary, O_RDONLY | O_CLOEXEC);
         if (upgrade->binary_fd < 0) {
-                give_up(upgrade, "cannot be opened: %s", strerror(errno));
-                return 0;
+                r = -errno;
+                note_failure(upgrade, "cannot be opened: %s", strerror(-r));
+                return r;
         }
         state = write_state(parts, NULL);
         r = state < 0 ? state : start_trial(upgrade, state);
         if (r < 0)
-                give_up(upgrade, "its trial cannot be started: %s (%s)", strerror(-r), fault_trail());
-        return 0;
+                note_failure(upgrade, "its trial cannot be started: %s (%s)", strerror(-r), fault_trail());
+        return r;
 }
 
 /* ---- the execution ---- */

@@ -21,5 +21,9 @@ typedef struct Upgrade Upgrade;
 int upgrade_new(sd_event *loop, char **argv, void (*failed)(const char *why, void *userdata), void *userdata, Upgrade **ret);
 Upgrade *upgrade_free(Upgrade *upgrade);
 
-/* Starts one; parts must stay. -EALREADY: one is under way. What fails later, or at once, is told by failed. */
+/* Starts one; parts must stay. -EALREADY: one is under way; -errno: it failed at once, upgrade_why() says why. What fails
+ * later is told by failed. */
 int upgrade_start(Upgrade *upgrade, const RestoreParts *parts);
+
+/* Why the last one failed. */
+const char *upgrade_why(const Upgrade *upgrade);
