@@ -54,7 +54,7 @@ $(B)/%.o: %.c $(GENERATED)
 
 # Each tests/test_*.c is a program of its own; those named test_unit_* also link the daemon's modules.
 TESTS      = $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/test_*.c))
-HARNESS    = $(B)/tests/harness.o $(B)/client/client.o $(WIRE)
+HARNESS    = $(patsubst %.c,$(B)/%.o,$(wildcard tests/harness.c tests/world.c)) $(B)/client/client.o $(WIRE)
 TEST_LIBS  = -lcmocka $(DAEMON_LIBS) $(ADMIN_LIBS)
 
 $(B)/tests/test_unit_%: $(B)/tests/test_unit_%.o $(filter-out $(B)/daemon/main.o,$(DAEMON)) $(HARNESS)
@@ -63,7 +63,19 @@ $(B)/tests/test_unit_%: $(B)/tests/test_unit_%.o $(filter-out $(B)/daemon/main.o
 $(B)/tests/test_%: $(B)/tests/test_%.o $(HARNESS)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(TEST_LIBS)
 
-tests: all $(TESTS) $(B)/tests/vm
+# Preloaded into lockd to make calls fail.
+$(B)/tests/faults.so: tests/faults.c
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 -D_GNU_SOURCE $(WARNINGS) $(CFLAGS) -fPIC -shared -o $@ $<
+
+$(B)/tests/bench_%: $(B)/tests/bench_%.o $(HARNESS)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(TEST_LIBS)
+
+# Small programs that the scripts use.
+$(B)/tests/sockets: $(B)/tests/sockets.o
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^
+
+tests: all $(TESTS) $(B)/tests/vm $(B)/tests/sockets $(patsubst tests/%.c,$(B)/tests/%.so,$(wildcard tests/faults.c))
 
 $(B)/tests/vm: $(B)/tests/vm.o $(B)/client/client.o $(WIRE)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(ADMIN_LIBS)
@@ -78,6 +90,10 @@ check: deps
 
 check-run: tests
 	$(TEST_ENV) tests/run $(B)/logs $(TESTS_RUN)
+
+bench-upgrade: deps
+	$(MAKE) all $(B)/tests/bench_upgrade
+	$(TEST_ENV) tests/isolate $(B)/tests/bench_upgrade
 
 demo: deps
 	$(MAKE) all $(B)/tests/vm
@@ -117,5 +133,5 @@ clean:
 
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
 
-.PHONY: all tests check check-run check-libvirt demo deps deps-libvirt install clean
+.PHONY: all tests check check-run check-libvirt bench-upgrade demo deps deps-libvirt install clean
 .SECONDARY:

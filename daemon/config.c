@@ -11,6 +11,7 @@
 
 #include "cleanup.h"
 #include "fault.h"
+#include "log.h"
 
 #ifndef LOCKD_SYSCONFDIR
 #define LOCKD_SYSCONFDIR "/etc"
@@ -102,12 +103,22 @@ static int read_log_level(const Reader *reader, const config_setting_t *setting)
 
 static int read_log_filters(const Reader *reader, const config_setting_t *setting)
 {
-        return read_string(reader, setting, &reader->config->log_filters);
+        const char *why;
+        int r = read_string(reader, setting, &reader->config->log_filters);
+
+        if (r == 0)
+                r = log_check(reader->config->log_filters, NULL, &why);
+        return r == -EINVAL && !*reader->why ? wrong(reader, setting, why) : r;
 }
 
 static int read_log_outputs(const Reader *reader, const config_setting_t *setting)
 {
-        return read_string(reader, setting, &reader->config->log_outputs);
+        const char *why;
+        int r = read_string(reader, setting, &reader->config->log_outputs);
+
+        if (r == 0)
+                r = log_check(NULL, reader->config->log_outputs, &why);
+        return r == -EINVAL && !*reader->why ? wrong(reader, setting, why) : r;
 }
 
 static int read_max_clients(const Reader *reader, const config_setting_t *setting)

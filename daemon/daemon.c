@@ -39,7 +39,8 @@ typedef enum ServerKind { SERVER_LOCK, SERVER_ADMIN, SERVERS } ServerKind;
 typedef struct Server {
         PeerSet *peers;
         Listener *listener;
-        char *path; /* NULL: the socket was handed to us */
+        char *path;    /* NULL: the socket was handed to us */
+        int fd, guard; /* until there is a listener */
 } Server;
 
 typedef struct Daemon {
@@ -53,7 +54,7 @@ typedef struct Daemon {
         Reaper *reaper;
         RpcServices services;
         Server servers[SERVERS];
-        sd_event_source *mounts, *idle;
+        sd_event_source *mounts, *idle, *ending;
         sd_event_source *signals[6];
         char *state; /* that this image was executed with; NULL: a fresh start */
         Upgrade *upgrade;
@@ -78,6 +79,25 @@ static void log_holders(const Daemon *daemon)
                 log_warning("and %zu more", lease_count(leases) - n);
 }
 
+/* After a TERM that could not be followed: ends with the last lease. */
+static int on_maybe_ending(sd_event_source *source, void *userdata)
+{
+        Daemon *daemon = userdata;
+
+        (void)source;
+        if (lease_count(lockspace_leases(daemon->lockspaces)) > 0)
+                return 0;
+        log_info("nothing is held any more: ending, as TERM asked");
+        (void)sd_event_exit(daemon->loop, EXIT_OK);
+        return 0;
+}
+
+static void end_with_last_lease(Daemon *daemon)
+{
+        if (!daemon->ending && sd_event_add_post(daemon->loop, &daemon->ending, on_maybe_ending, daemon) < 0)
+                log_error("no memory to remember the TERM");
+}
+
 static int on_stop(sd_event_source *source, const struct signalfd_siginfo *info, void *userdata)
 {
         Daemon *daemon = userdata;
@@ -89,9 +109,13 @@ static int on_stop(sd_event_source *source, const struct signalfd_siginfo *info,
                 (void)sd_event_exit(daemon->loop, EXIT_OK);
                 return 0;
         }
-        log_warning("signal %u from pid %u: %zu leases are held and would be lost, so lockd goes on; "
-                    "'lockd-admin stop --release-all --force' lets them go", info->ssi_signo, info->ssi_pid, n);
+        log_warning("signal %u from pid %u: %zu leases are held and would be lost, so lockd goes on%s; "
+                    "'lockd-admin stop --release-all --force' lets them go", info->ssi_signo, info->ssi_pid, n,
+                    info->ssi_signo == SIGTERM ? " until they are gone" : "");
         log_holders(daemon);
+        /* What systemd and a shutdown send: followed as soon as it can be. */
+        if (info->ssi_signo == SIGTERM)
+                end_with_last_lease(daemon);
         return 0;
 }
 
@@ -211,6 +235,9 @@ static void collect_parts(Daemon *daemon)
                 .owners = daemon->owners,
                 .reaper = daemon->reaper,
                 .fds = { -1, -1 },
+                .guards = { -1, -1 },
+                .ending = daemon->ending != NULL,
+                .binary = daemon->upgrade ? (char *)(uintptr_t)upgrade_binary(daemon->upgrade) : NULL,
         };
         for (int i = 0; i < SERVERS; i++) {
                 daemon->parts.peers[i] = daemon->servers[i].peers;
@@ -263,22 +290,23 @@ static int activated_fd(char **names, int n, const char *ours, const char *stock
         return -1;
 }
 
-static int open_socket(Daemon *daemon, ServerKind kind, char **names, int n_names, int *ret_fd, char **why)
+static int open_socket(Daemon *daemon, ServerKind kind, char **names, int n_names, char **why)
 {
         static const char *const activation[SERVERS][2] = {
                 { "lockd.socket", "virtlockd.socket" },
                 { "lockd-admin.socket", "virtlockd-admin.socket" },
         };
         const char *path = kind == SERVER_LOCK ? daemon->config.lock_socket : daemon->config.admin_socket;
-        int r = 0;
+        Server *server = &daemon->servers[kind];
+        int r;
 
-        *ret_fd = activated_fd(names, n_names, activation[kind][0], activation[kind][1]);
-        if (*ret_fd >= 0)
-                return 0;
-        r = listener_bind(path, ret_fd);
-        if (r == 0) {
-                daemon->servers[kind].path = strdup(path);
-                return 0;
+        server->fd = activated_fd(names, n_names, activation[kind][0], activation[kind][1]);
+        if (server->fd >= 0)
+                r = listener_guard(server->fd, &server->guard);
+        else {
+                r = listener_bind(path, &server->fd, &server->guard);
+                if (r == 0 && !(server->path = strdup(path)))
+                        r = FAULT(-ENOMEM);
         }
         if (r == LISTENER_E_TAKEN) {
                 if (asprintf(why, "another lock daemon answers at %s: stop it first, or choose another lock_socket and admin_socket "
@@ -286,31 +314,30 @@ static int open_socket(Daemon *daemon, ServerKind kind, char **names, int n_name
                         *why = NULL;
                 return -EADDRINUSE;
         }
-        if (asprintf(why, "cannot listen at %s: %s", path, strerror(-r)) < 0)
+        if (r < 0 && asprintf(why, "cannot listen at %s: %s", path, strerror(-r)) < 0)
                 *why = NULL;
         return PASS(r);
 }
 
-static int add_listener(Daemon *daemon, ServerKind kind, int fd)
+static int add_listener(Daemon *daemon, ServerKind kind)
 {
         Server *server = &daemon->servers[kind];
-        int r;
 
-        r = listener_new(daemon->loop, fd, server->peers,
-                         kind == SERVER_LOCK ? daemon->config.max_clients : daemon->config.admin_max_clients, limit_names[kind],
-                         kind == SERVER_ADMIN, &server->listener);
-        return PASS(r);
+        return PASS(listener_new(daemon->loop, TAKE_FD(server->fd), TAKE_FD(server->guard), server->peers,
+                                 kind == SERVER_LOCK ? daemon->config.max_clients : daemon->config.admin_max_clients,
+                                 limit_names[kind], kind == SERVER_ADMIN, &server->listener));
 }
 
 /* The tables, the connections and the listeners of the image before this one. */
-static int restore(Daemon *daemon, int fds[SERVERS])
+static int restore(Daemon *daemon)
 {
         int r;
 
         collect_parts(daemon);
         r = restore_tables(&daemon->parts, daemon->state, daemon->options->check_state);
         for (int i = 0; i < SERVERS; i++) {
-                fds[i] = daemon->parts.fds[i];
+                daemon->servers[i].fd = daemon->parts.fds[i];
+                daemon->servers[i].guard = daemon->parts.guards[i];
                 daemon->servers[i].path = daemon->parts.paths[i];
         }
         return PASS(r);
@@ -319,22 +346,20 @@ static int restore(Daemon *daemon, int fds[SERVERS])
 static int add_servers(Daemon *daemon, char **why)
 {
         char **names = NULL;
-        int n = sd_listen_fds_with_names(1, &names), fds[SERVERS] = { -1, -1 }, r = 0;
+        int n = sd_listen_fds_with_names(1, &names), r = 0;
 
-        for (int i = 0; r == 0 && i < SERVERS; i++)
+        for (int i = 0; r == 0 && i < SERVERS; i++) {
+                daemon->servers[i].fd = daemon->servers[i].guard = -1;
                 r = peer_set_new(daemon->loop, i == SERVER_LOCK ? &rpc_lock_program : &rpc_admin_program, &daemon->services,
                                  &daemon->servers[i].peers);
-        if (r == 0 && daemon->state)
-                r = restore(daemon, fds);
-        for (int i = 0; r == 0 && i < SERVERS; i++)
-                if (fds[i] < 0)
-                        r = open_socket(daemon, (ServerKind)i, names, n < 0 ? 0 : n, &fds[i], why);
-        for (int i = 0; i < SERVERS; i++) {
-                if (r == 0)
-                        r = add_listener(daemon, (ServerKind)i, fds[i]);
-                else
-                        close_fd(fds[i]);
         }
+        if (r == 0 && daemon->state)
+                r = restore(daemon);
+        for (int i = 0; r == 0 && i < SERVERS; i++)
+                if (daemon->servers[i].fd < 0)
+                        r = open_socket(daemon, (ServerKind)i, names, n < 0 ? 0 : n, why);
+        for (int i = 0; r == 0 && i < SERVERS; i++)
+                r = add_listener(daemon, (ServerKind)i);
         for (int i = 0; i < n; i++)
                 free(names[i]);
         free(names);
@@ -351,6 +376,9 @@ static int add_signals(Daemon *daemon)
         for (size_t i = 0; i < sizeof(handlers) / sizeof(handlers[0]); i++) {
                 int r = sd_event_add_signal(daemon->loop, &daemon->signals[i], handlers[i].number, handlers[i].handler, daemon);
 
+                /* Before an upgrade: what came before the execution is not for the next image. */
+                if (r >= 0)
+                        r = sd_event_source_set_priority(daemon->signals[i], SD_EVENT_PRIORITY_IMPORTANT);
                 if (r < 0)
                         return FAULT(r);
         }
@@ -403,8 +431,6 @@ static int set_up(Daemon *daemon, char **why)
                 log_error("the configuration does not apply: %s", *why ? *why : strerror(-r));
                 r = 0;
         }
-        if (r >= 0)
-                r = upgrade_new(daemon->loop, daemon->options->argv, upgrade_failed, daemon, &daemon->upgrade);
         daemon->services = (RpcServices){
                 .storage = daemon->storage,
                 .lockspaces = daemon->lockspaces,
@@ -424,6 +450,11 @@ static int set_up(Daemon *daemon, char **why)
         if (r >= 0)
                 r = add_servers(daemon, why);
         if (r >= 0)
+                r = upgrade_new(daemon->loop, daemon->parts.binary, daemon->options->argv, upgrade_failed, daemon, &daemon->upgrade);
+        free(TAKE_PTR(daemon->parts.binary));
+        if (r >= 0 && daemon->parts.ending)
+                end_with_last_lease(daemon);
+        if (r >= 0)
                 r = add_timeout(daemon);
         return PASS(r < 0 ? r : 0);
 }
@@ -439,6 +470,7 @@ static void tear_down(Daemon *daemon)
                 sd_event_source_disable_unref(daemon->signals[i]);
         sd_event_source_disable_unref(daemon->mounts);
         sd_event_source_disable_unref(daemon->idle);
+        sd_event_source_disable_unref(daemon->ending);
         upgrade_free(daemon->upgrade);
         reaper_release_all(daemon->reaper);
         reaper_free(daemon->reaper);
@@ -457,6 +489,15 @@ static int write_pid_file(const char *path)
         _cleanup_fd_ int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
 
         return fd < 0 || fchmod(fd, 0644) < 0 || dprintf(fd, "%d\n", (int)getpid()) < 0 ? -errno : 0;
+}
+
+/* In the background nobody reads it; the caller's pipe would never see its end. */
+static void leave_stderr(void)
+{
+        _cleanup_fd_ int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+        if (null >= 0)
+                (void)dup2(null, STDERR_FILENO);
 }
 
 static void tell_ready(const DaemonOptions *options, int code)
@@ -491,12 +532,23 @@ int daemon_run(const DaemonOptions *options)
         r = restore_take_state(&daemon.state);
         if (options->check_state)
                 return check_state(&daemon);
+        if (r < 0) {
+                log_error("the state cannot be read: %s (%s); what came along stays open", strerror(-r), fault_trail());
+                daemon.state = strdup("");
+        }
         daemon.config_path = options->config ? strdup(options->config) : config_default_path(options->session);
         r = daemon.config_path ? set_up(&daemon, &why) : -ENOMEM;
         if (r == 0 && options->pid_file) {
                 r = write_pid_file(options->pid_file);
                 if (r < 0 && asprintf(&why, "cannot write %s: %s", options->pid_file, strerror(-r)) < 0)
                         why = NULL;
+        }
+        if (r < 0 && daemon.state) {
+                /* To end would release every lock of this host. Without tables nothing can be served, but all stays locked. */
+                log_error("lockd cannot go on: %s (%s); it keeps the fds of all locks open and serves nobody until it is killed",
+                          why ? why : strerror(-r), fault_trail());
+                for (;;)
+                        (void)pause();
         }
         if (r < 0) {
                 fprintf(stderr, "lockd: %s\n", why ? why : strerror(-r));
@@ -508,6 +560,8 @@ int daemon_run(const DaemonOptions *options)
                 log_info("up%s: locks at %s, administration at %s", daemon.state ? " after an upgrade" : "", daemon.config.lock_socket,
                          daemon.config.admin_socket);
                 tell_ready(options, EXIT_OK);
+                if (options->background)
+                        leave_stderr();
                 (void)sd_notify(0, "READY=1");
                 /* A loop that fails is no reason to let go of locks: it is entered again. */
                 while ((r = sd_event_loop(daemon.loop)) < 0 && r != -ECHILD)

@@ -32,6 +32,7 @@
 struct Listener {
         sd_event_source *io, *retry;
         PeerSet *peers;
+        int guard;
         unsigned limit;
         bool use_spare;
         char no_room[160], no_fds[160]; /* what a connection too many is told */
@@ -123,15 +124,18 @@ static int on_connection(sd_event_source *source, int fd, uint32_t revents, void
         return 0;
 }
 
-int listener_new(sd_event *loop, int fd, PeerSet *peers, unsigned limit, const char *limit_name, bool use_spare, Listener **ret)
+int listener_new(sd_event *loop, int fd, int guard, PeerSet *peers, unsigned limit, const char *limit_name, bool use_spare,
+                 Listener **ret)
 {
         Listener *listener = calloc(1, sizeof(*listener));
         int r;
 
         if (!listener) {
                 close_fd(fd);
+                close_fd(guard);
                 return FAULT(-ENOMEM);
         }
+        listener->guard = guard;
         listener->peers = peers;
         listener->limit = limit;
         listener->use_spare = use_spare;
@@ -161,6 +165,7 @@ Listener *listener_free(Listener *listener, const char *path)
         sd_event_source_disable_unref(listener->retry);
         if (path)
                 (void)unlink(path);
+        close_fd(listener->guard);
         free(listener);
         return NULL;
 }
@@ -168,6 +173,11 @@ Listener *listener_free(Listener *listener, const char *path)
 int listener_fd(const Listener *listener)
 {
         return sd_event_source_get_io_fd(listener->io);
+}
+
+int listener_guard_fd(const Listener *listener)
+{
+        return listener->guard;
 }
 
 void listener_set_limit(Listener *listener, unsigned limit, const char *limit_name)
@@ -218,10 +228,37 @@ static bool is_served(const struct sockaddr_un *address)
         return recv(fd, bytes, sizeof(bytes), MSG_DONTWAIT) >= 0; /* to be closed out is an answer, too */
 }
 
-int listener_bind(const char *path, int *ret_fd)
+/* The lock of PATH.lock: two daemons that start at one time must not both find the old socket dead. */
+static int take_guard(const char *path, int *ret)
+{
+        char guard_path[sizeof(((struct sockaddr_un *)0)->sun_path) + 8];
+        _cleanup_fd_ int guard = -1;
+
+        (void)snprintf(guard_path, sizeof(guard_path), "%s.lock", path);
+        guard = open(guard_path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+        if (guard < 0)
+                return FAULT(-errno);
+        if (flock(guard, LOCK_EX | LOCK_NB) < 0)
+                return errno == EWOULDBLOCK ? LISTENER_E_TAKEN : FAULT(-errno);
+        *ret = TAKE_FD(guard);
+        return 0;
+}
+
+int listener_guard(int fd, int *ret_guard)
+{
+        struct sockaddr_un address;
+        socklen_t len = sizeof(address);
+
+        *ret_guard = -1;
+        memset(&address, 0, sizeof(address));
+        if (getsockname(fd, (struct sockaddr *)&address, &len) < 0 || address.sun_path[0] != '/')
+                return 0;
+        return take_guard(address.sun_path, ret_guard) == LISTENER_E_TAKEN ? LISTENER_E_TAKEN : 0;
+}
+
+int listener_bind(const char *path, int *ret_fd, int *ret_guard)
 {
         struct sockaddr_un address = { .sun_family = AF_UNIX };
-        char guard_path[sizeof(address.sun_path) + 8];
         _cleanup_fd_ int fd = -1, guard = -1;
         int r;
 
@@ -231,11 +268,9 @@ int listener_bind(const char *path, int *ret_fd)
         r = make_parents(path);
         if (r < 0)
                 return PASS(r);
-        /* Two that start at one time must not both find the old socket dead: one asks and binds while the other waits. */
-        (void)snprintf(guard_path, sizeof(guard_path), "%s.lock", path);
-        guard = open(guard_path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-        if (guard < 0 || flock(guard, LOCK_EX) < 0)
-                return FAULT(-errno);
+        r = take_guard(path, &guard);
+        if (r != 0)
+                return PASS(r);
         if (is_served(&address))
                 return LISTENER_E_TAKEN;
         if (unlink(path) < 0 && errno != ENOENT)
@@ -246,5 +281,6 @@ int listener_bind(const char *path, int *ret_fd)
         if (fchmod(fd, 0600) < 0 || bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 || listen(fd, SOMAXCONN) < 0)
                 return FAULT(-errno);
         *ret_fd = TAKE_FD(fd);
+        *ret_guard = TAKE_FD(guard);
         return 0;
 }

@@ -207,26 +207,58 @@ int lockfile_unlink(const LockfilePlace *place, const Lockfile *file)
         return unlinkat(place->dirfd, place->path, 0) < 0 ? FAULT(-errno) : 0;
 }
 
+/* The lock: line that the kernel shows for fd, e.g. "lock:\t1: OFDLCK  ADVISORY  WRITE -1 ...". 0, LOCKFILE_E_STALE: there
+ * is none, or -errno. */
+static int lock_line(int fd, char *buf, size_t size)
+{
+        _cleanup_fd_ int info = -1;
+        char *line;
+        ssize_t n;
+
+        (void)snprintf(buf, size, "/proc/self/fdinfo/%d", fd);
+        info = open(buf, O_RDONLY | O_CLOEXEC);
+        n = info < 0 ? -1 : read(info, buf, size - 1);
+        if (n < 0)
+                return FAULT(-errno);
+        buf[n] = '\0';
+        line = strstr(buf, "lock:");
+        if (!line)
+                return LOCKFILE_E_STALE;
+        memmove(buf, line, strlen(line) + 1);
+        return 0;
+}
+
 int lockfile_verify(const Lockfile *file)
 {
-        _cleanup_fd_ int fd = -1;
-        char text[1024];
+        char line[1024];
         struct stat st;
         FileId id;
-        ssize_t n;
 
         if (fstat(file->fd, &st) < 0)
                 return FAULT(-errno);
         id = identity(&st);
-        if (!same_file(&id, &file->id))
-                return LOCKFILE_E_KIND;
-        (void)snprintf(text, sizeof(text), "/proc/self/fdinfo/%d", file->fd);
-        fd = open(text, O_RDONLY | O_CLOEXEC);
-        n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
-        if (n < 0)
+        return same_file(&id, &file->id) ? PASS(lock_line(file->fd, line, sizeof(line))) : LOCKFILE_E_KIND;
+}
+
+int lockfile_adopt(int fd, Lockfile *ret)
+{
+        char line[1024];
+        struct stat st;
+        int r;
+
+        if (fstat(fd, &st) < 0)
                 return FAULT(-errno);
-        text[n] = '\0';
-        return strstr(text, "lock:") ? 0 : LOCKFILE_E_STALE;
+        if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+                return LOCKFILE_E_KIND;
+        r = lock_line(fd, line, sizeof(line));
+        if (r == 0)
+                *ret = (Lockfile){
+                        .fd = fd,
+                        .id = identity(&st),
+                        .kind = strstr(line, "POSIX") ? LOCK_CLASSIC : LOCK_OFD,
+                        .shared = strstr(line, "READ") != NULL,
+                };
+        return PASS(r);
 }
 
 void lockfile_release(Lockfile *file)

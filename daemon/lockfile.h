@@ -71,6 +71,10 @@ int lockfile_take(const LockfilePlace *place, LockfileLook *look, bool shared, L
  * is empty or starts with a lockd record. LOCKFILE_E_KEPT: it stays, and so does the lock. -errno: unlink failed. */
 int lockfile_unlink(const LockfilePlace *place, const Lockfile *file);
 
+/* A Lockfile for an fd that this process was executed with, if it is a lockable file that has a lock of ours. 0,
+ * LOCKFILE_E_KIND, LOCKFILE_E_STALE: not locked, or -errno. */
+int lockfile_adopt(int fd, Lockfile *ret);
+
 /* Is that fd still open on that file, and locked? Asks /proc, never by locking again. 0, LOCKFILE_E_KIND: another file,
  * LOCKFILE_E_STALE: not locked, or -errno. */
 int lockfile_verify(const Lockfile *file);

@@ -152,38 +152,55 @@ static int parse_filter(const char *text, Filter *ret)
         return 0;
 }
 
-int log_setup(LogLevel level, const char *filters, const char *outputs, const char **ret_why)
+/* Reads both settings into setup; nothing is opened. */
+static int parse_setup(const char *filters, const char *outputs, Setup *setup, const char **ret_why)
 {
         _cleanup_free_ char *f = strdup(filters ? filters : "");
         _cleanup_free_ char *o = strdup(outputs && *outputs ? outputs : default_output);
-        _cleanup_free_ Setup *next = calloc(1, sizeof(*next));
         char *save = NULL;
-        int r = 0;
 
         *ret_why = "out of memory";
-        if (!f || !o || !next)
+        if (!f || !o)
+                return -ENOMEM;
+        *ret_why = "log_filters wants LEVEL:NAME, LEVEL from 1 (debug) to 4 (error)";
+        for (char *word = strtok_r(f, " ", &save); word; word = strtok_r(NULL, " ", &save))
+                if (setup->n_filters == LOG_FILTERS_MAX || parse_filter(word, &setup->filters[setup->n_filters++]) < 0)
+                        return -EINVAL;
+        *ret_why = "log_outputs wants LEVEL:stderr, LEVEL:journald, LEVEL:syslog:NAME or LEVEL:file:/PATH";
+        for (char *word = strtok_r(o, " ", &save); word; word = strtok_r(NULL, " ", &save))
+                if (setup->n_outputs == LOG_OUTPUTS_MAX || parse_output(word, &setup->outputs[setup->n_outputs++]) < 0)
+                        return -EINVAL;
+        *ret_why = NULL;
+        return 0;
+}
+
+int log_check(const char *filters, const char *outputs, const char **ret_why)
+{
+        _cleanup_free_ Setup *setup = calloc(1, sizeof(*setup));
+
+        *ret_why = "out of memory";
+        return setup ? parse_setup(filters, outputs, setup, ret_why) : -ENOMEM;
+}
+
+int log_setup(LogLevel level, const char *filters, const char *outputs, const char **ret_why)
+{
+        _cleanup_free_ Setup *next = calloc(1, sizeof(*next));
+        size_t opened = 0;
+        int r;
+
+        *ret_why = "out of memory";
+        if (!next)
                 return -ENOMEM;
         next->level = level;
-        for (char *word = strtok_r(f, " ", &save); word; word = strtok_r(NULL, " ", &save)) {
-                *ret_why = "log_filters wants LEVEL:NAME, LEVEL from 1 (debug) to 4 (error)";
-                if (next->n_filters == LOG_FILTERS_MAX || parse_filter(word, &next->filters[next->n_filters++]) < 0)
-                        return -EINVAL;
-        }
-        for (char *word = strtok_r(o, " ", &save); word; word = strtok_r(NULL, " ", &save)) {
-                *ret_why = "log_outputs wants LEVEL:stderr, LEVEL:journald, LEVEL:syslog:NAME or LEVEL:file:/PATH";
-                if (next->n_outputs == LOG_OUTPUTS_MAX || parse_output(word, &next->outputs[next->n_outputs]) < 0)
-                        r = -EINVAL;
-                else {
-                        *ret_why = "a file in log_outputs cannot be opened";
-                        r = output_open(&next->outputs[next->n_outputs]);
-                }
-                if (r < 0)
-                        break;
-                next->n_outputs++;
+        r = parse_setup(filters, outputs, next, ret_why);
+        while (r == 0 && opened < next->n_outputs) {
+                *ret_why = "a file in log_outputs cannot be opened";
+                r = output_open(&next->outputs[opened]);
+                opened += r == 0;
         }
         if (r < 0) {
-                for (size_t i = 0; i < next->n_outputs; i++)
-                        output_close(&next->outputs[i]);
+                while (opened > 0)
+                        output_close(&next->outputs[--opened]);
                 return r;
         }
         for (size_t i = 0; i < current.n_outputs; i++)

@@ -22,6 +22,9 @@ typedef enum LogLevel {
  * filters. An output without a level of its own takes what level lets through. */
 int log_setup(LogLevel level, const char *filters, const char *outputs, const char **ret_why);
 
+/* Are these of the right form? Opens nothing. -EINVAL with *ret_why, -ENOMEM. */
+int log_check(const char *filters, const char *outputs, const char **ret_why);
+
 /* Where the default output goes when log_outputs is not set: "stderr", or "syslog" once in the background. */
 void log_default_output(const char *output);
 

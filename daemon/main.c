@@ -215,5 +215,8 @@ int main(int argc, char **argv)
                 go_to_background(&options);
         else if (options.background)
                 log_default_output("1:syslog:lockd");
+        /* A trial leaves its tables to the end of the process. */
+        if (options.check_state)
+                _exit(daemon_run(&options));
         return daemon_run(&options);
 }

@@ -64,10 +64,11 @@ static int add_line(char **text, const char *line)
         return 0;
 }
 
-/* Calls handle for each record until it fails. The text is left as it was. Lines of an unknown kind are added to
+/* Calls handle for each record until it fails; only: the start of the lines that matter,
+ * NULL: all do. strict: also a line that cannot be read is a failure. The text is left as it was. Lines of an unknown kind are added to
  * *unknown, if that is not NULL. */
 static int for_each_record(const char *state, int (*handle)(StateKind kind, StateRecord *record, void *userdata), void *userdata,
-                           char **unknown)
+                           char **unknown, const char *only, bool strict)
 {
         _cleanup_free_ char *line = NULL;
         size_t size = 0;
@@ -78,6 +79,10 @@ static int for_each_record(const char *state, int (*handle)(StateKind kind, Stat
                 StateKind kind;
                 int r;
 
+                if (only && strncmp(state, only, strlen(only)) != 0) {
+                        state += len + (state[len] == '\n');
+                        continue;
+                }
                 if (len + 1 > size) {
                         char *larger = realloc(line, len + 1);
 
@@ -95,6 +100,10 @@ static int for_each_record(const char *state, int (*handle)(StateKind kind, Stat
                         if (r == 0)
                                 continue;
                 }
+                if (r < 0 && !strict) {
+                        log_error("a line of the state cannot be read: %s (%s): %.200s", strerror(-r), fault_trail(), line);
+                        continue;
+                }
                 if (r < 0)
                         return PASS(r);
                 r = handle(kind, &record, userdata);
@@ -109,6 +118,9 @@ static int stand_in(StateKind kind, StateRecord *record, void *userdata)
 {
         int *eventfd_number = userdata, fd = -1;
 
+        if (kind == STATE_LISTENER && record->listener.guard >= 3 && record->listener.guard != *eventfd_number &&
+            dup2(*eventfd_number, record->listener.guard) < 0)
+                return FAULT(-errno);
         if (kind == STATE_LISTENER)
                 fd = record->listener.fd;
         else if (kind == STATE_OWNER)
@@ -128,7 +140,7 @@ int restore_stand_in(const char *state)
 
         if (fd < 0)
                 return FAULT(-errno);
-        return PASS(for_each_record(state, stand_in, &fd, NULL));
+        return PASS(for_each_record(state, stand_in, &fd, NULL, NULL, true));
 }
 
 /* number -> object, while the state is read. */
@@ -145,9 +157,13 @@ typedef struct Restore {
         int problems;
         Ref *owners, *callers;
         lockd_end seen;
-        uint8_t *claimed; /* by fd number */
+        uint8_t *claimed; /* by fd number: FD_UNCLAIMED while it came along and no record has it */
         size_t n_fds;
+        Owner *nobody;    /* holds what cannot be given to its owner */
 } Restore;
+
+#define FD_UNCLAIMED 2
+
 
 static void *ref_find(Ref *refs, uint64_t number)
 {
@@ -208,10 +224,11 @@ static const char *text_of(const lockd_bytes *bytes)
 
 static int restore_header(Restore *restore, const lockd_header *header)
 {
-        if (header->format > STATE_FORMAT) {
-                fprintf(stderr, "the state has format %u, this lockd knows %u\n", header->format, STATE_FORMAT);
-                return FAULT(-EPROTONOSUPPORT);
-        }
+        if (header->format > STATE_FORMAT)
+                return problem(restore, "a state of format", header->format, FAULT(-EPROTONOSUPPORT));
+        if (header->binary.lockd_bytes_len > 0)
+                restore->parts->binary = strdup(header->binary.lockd_bytes_val);
+        restore->parts->ending = header->ending;
         lease_set_newest(lockspace_leases(restore->parts->lockspaces), header->lease_newest);
         peer_set_set_newest(restore->parts->peers[RESTORE_LOCK], header->peer_newest);
         owner_table_set_newest(restore->parts->owners, header->owner_newest);
@@ -226,13 +243,22 @@ static int restore_listener(Restore *restore, const lockd_listener *record)
         if (server >= RESTORE_SERVERS)
                 return problem(restore, "listener", server, -EINVAL);
         claim(restore, record->fd);
+        claim(restore, record->guard);
         parts->fds[server] = record->fd;
+        parts->guards[server] = record->guard;
         if (record->path.lockd_bytes_len > 0) {
                 parts->paths[server] = strdup(text_of(&record->path));
                 if (!parts->paths[server])
                         return problem(restore, "listener", server, -ENOMEM);
         }
         return 0;
+}
+
+static int restore_lockspace(Restore *restore, const lockd_lockspace *record)
+{
+        int r = lockspace_restore(restore->parts->lockspaces, text_of(&record->path), record->extra.lockd_bytes_val);
+
+        return r < 0 ? problem(restore, text_of(&record->path), 0, r) : 0;
 }
 
 static int restore_owner(Restore *restore, const lockd_owner *record)
@@ -286,28 +312,59 @@ static void verify(Restore *restore, const lockd_record *record)
         }
 }
 
-static int restore_lease(Restore *restore, const lockd_record *record)
+/* The owner of what has none any more, so that it is listed and can be released by name. */
+static Owner *nobody(Restore *restore)
+{
+        static char name[] = "unknown";
+        const Owner seed = { .name = name, .key = { .id = UINT32_MAX }, .id = UINT32_MAX, .pidfd = -1 };
+
+        if (!restore->nobody && owner_restore(restore->parts->owners, &seed, &restore->nobody) == 0) {
+                restore->nobody->number = owner_table_newest(restore->parts->owners) + 1;
+                owner_table_set_newest(restore->parts->owners, restore->nobody->number);
+                if (snapshot_resume_owner(restore->parts->reaper, restore->nobody, &(lockd_owner){ 0 }) < 0)
+                        log_error("no memory to watch an owner");
+        }
+        return restore->nobody;
+}
+
+static int restore_holds(Restore *restore, Lease *lease, const lockd_record *record)
 {
         int r = 0;
 
-        claim(restore, record->fd);
-        verify(restore, record);
-        for (u_int i = 0; r == 0 && i < record->holds.holds_len; i++)
-                if (!ref_find(restore->owners, record->holds.holds_val[i].owner.number))
-                        r = FAULT(-EINVAL);
-        if (r == 0) {
-                Lease *lease;
+        for (u_int i = 0; r == 0 && i < record->holds.holds_len; i++) {
+                const lockd_hold *hold = &record->holds.holds_val[i];
+                Caller *taker = hold->taken_by ? ref_find(restore->callers, hold->taken_by) : NULL;
+                Owner *owner = ref_find(restore->owners, hold->owner.number);
 
-                r = snapshot_restore_lease(restore->parts->lockspaces, record, &lease);
-                for (u_int i = 0; r == 0 && i < record->holds.holds_len; i++) {
-                        const lockd_hold *hold = &record->holds.holds_val[i];
-                        Caller *taker = hold->taken_by ? ref_find(restore->callers, hold->taken_by) : NULL;
-
-                        r = snapshot_restore_hold(restore->parts->lockspaces, lease, hold,
-                                                  ref_find(restore->owners, hold->owner.number), taker ? &taker->taken : NULL);
-                        restore->seen.holds += r == 0;
+                if (!owner) {
+                        r = problem(restore, "the owner of lease", record->id, -ESRCH);
+                        owner = r == 0 ? nobody(restore) : NULL;
+                        if (!owner)
+                                return r < 0 ? r : FAULT(-ENOMEM);
                 }
-                restore->seen.leases += r == 0;
+                r = snapshot_restore_hold(restore->parts->lockspaces, lease, hold, owner, taker ? &taker->taken : NULL);
+                restore->seen.holds += r == 0;
+        }
+        return PASS(r);
+}
+
+static int restore_lease(Restore *restore, const lockd_record *record)
+{
+        Lease *lease = NULL;
+        int r;
+
+        verify(restore, record);
+        r = snapshot_restore_lease(restore->parts->lockspaces, record, &lease);
+        if (r == 0)
+                r = restore_holds(restore, lease, record);
+        if (r < 0 && lease && lease->n_holds == 0) {
+                lease->file.fd = -1; /* stays open: it is reported as unclaimed */
+                lease_free(lease);
+                lease = NULL;
+        }
+        if (lease) {
+                claim(restore, record->fd);
+                restore->seen.leases++;
         }
         return r < 0 ? problem(restore, "lease", record->id, r) : 0;
 }
@@ -332,8 +389,7 @@ static int restore_record(StateKind kind, StateRecord *record, void *userdata)
         case STATE_LISTENER:
                 return PASS(restore_listener(restore, &record->listener));
         case STATE_LOCKSPACE:
-                return PASS(lockspace_restore(restore->parts->lockspaces, text_of(&record->lockspace.path),
-                                              record->lockspace.extra.lockd_bytes_val));
+                return restore_lockspace(restore, &record->lockspace);
         case STATE_OWNER:
                 return PASS(restore_owner(restore, &record->owner));
         case STATE_PEER:
@@ -380,41 +436,71 @@ static int resume_waits(StateKind kind, StateRecord *record, void *userdata)
 /* Deaths, kills and waits that were under way go on. */
 static int resume(Restore *restore, const char *state)
 {
-        int r = for_each_record(state, resume_record, restore, NULL);
+        int r = for_each_record(state, resume_record, restore, NULL, "{\"owner\"", false);
 
         if (r == 0)
-                r = for_each_record(state, resume_waits, restore, NULL);
+                r = for_each_record(state, resume_waits, restore, NULL, "{\"peer\"", false);
         return PASS(r);
 }
 
-/* An fd that came along and that no record claims may be a lock: it is kept. */
-static void report_unclaimed(const Restore *restore)
+/* An fd that came along and that no record has: if it is locked, it becomes a lease of nobody; it is kept in any case. */
+static void adopt_unclaimed(Restore *restore, int fd)
 {
-        for (size_t fd = 3; fd < restore->n_fds; fd++)
-                if (restore->claimed[fd] == 2) {
-                        char path[48], target[PATH_MAX];
-                        ssize_t n;
+        char link[48], target[PATH_MAX];
+        Lockfile file;
+        ssize_t n;
+        int r;
 
-                        (void)snprintf(path, sizeof(path), "/proc/self/fd/%zu", fd);
-                        n = readlink(path, target, sizeof(target) - 1);
-                        target[n > 0 ? n : 0] = '\0';
-                        log_error("fd %zu (%s) came with the upgrade, but no record names it: it stays open", fd, log_name(target));
-                }
+        (void)snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+        n = readlink(link, target, sizeof(target) - 1);
+        target[n > 0 ? n : 0] = '\0';
+        r = lockfile_adopt(fd, &file);
+        if (r == 0) {
+                const lockd_bytes name = { (u_int)strlen(target), target }, space = { 0, target + n };
+                lockd_hold hold = { .resource = name, .lockspace = space };
+                const lockd_record record = {
+                        .id = lease_newest(lockspace_leases(restore->parts->lockspaces)) + 1,
+                        .lockspace = space,
+                        .resource = name,
+                        .mode = file.shared ? LOCKD_MODE_SHARED : LOCKD_MODE_EXCLUSIVE,
+                        .kind = file.kind == LOCK_CLASSIC ? LOCKD_KIND_CLASSIC : LOCKD_KIND_OFD,
+                        .fd = fd,
+                        .dev = file.id.dev,
+                        .ino = file.id.ino,
+                        .block = file.id.block != 0,
+                        .holds = { 1, &hold },
+                };
+
+                r = restore_lease(restore, &record);
+        }
+        log_error("fd %d (%s) came with the upgrade, but no record has it: it stays open%s", fd, log_name(target),
+                  r == 0 ? " and is listed under the owner 'unknown'" : "");
 }
 
-/* Marks the fds that this image was executed with. */
+static void adopt_all_unclaimed(Restore *restore)
+{
+        for (size_t fd = STDERR_FILENO + 1; fd < restore->n_fds; fd++)
+                if (restore->claimed[fd] == FD_UNCLAIMED)
+                        adopt_unclaimed(restore, (int)fd);
+}
+
+/* Marks the fds that this image was executed with: those that it opened itself are close-on-exec. */
 static int note_inherited(Restore *restore)
 {
         struct dirent *entry;
         DIR *dir = opendir("/proc/self/fd");
+        int highest = 0;
 
-        restore->n_fds = (size_t)sysconf(_SC_OPEN_MAX);
+        while (dir && (entry = readdir(dir)))
+                if (atoi(entry->d_name) > highest)
+                        highest = atoi(entry->d_name);
+        restore->n_fds = (size_t)highest + 1;
         restore->claimed = calloc(restore->n_fds, 1);
-        while (dir && restore->claimed && (entry = readdir(dir))) {
-                int fd = atoi(entry->d_name);
+        for (int fd = STDERR_FILENO + 1; restore->claimed && fd <= highest; fd++) {
+                int flags = fcntl(fd, F_GETFD);
 
-                if (fd > STDERR_FILENO && (size_t)fd < restore->n_fds && fd != dirfd(dir) && !(fcntl(fd, F_GETFD) & FD_CLOEXEC))
-                        restore->claimed[fd] = 2;
+                if (flags >= 0 && !(flags & FD_CLOEXEC))
+                        restore->claimed[fd] = FD_UNCLAIMED;
         }
         if (dir)
                 closedir(dir);
@@ -427,13 +513,13 @@ int restore_tables(RestoreParts *parts, const char *state, bool trial)
         int r = note_inherited(&restore);
 
         if (r == 0)
-                r = for_each_record(state, restore_record, &restore, &parts->unknown);
+                r = for_each_record(state, restore_record, &restore, &parts->unknown, NULL, trial);
         if (r == 0 && !restore.ended)
                 r = trial ? FAULT(-EBADMSG) : (log_error("the state has no end: it was cut off"), 0);
         if (r == 0)
                 r = resume(&restore, state);
         if (r == 0 && !trial) {
-                report_unclaimed(&restore);
+                adopt_all_unclaimed(&restore);
                 (void)close_range(3, ~0U, CLOSE_RANGE_CLOEXEC);
         }
         refs_free(restore.owners);

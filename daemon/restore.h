@@ -23,7 +23,10 @@ typedef struct RestoreParts {
         PeerSet *peers[RESTORE_SERVERS];
         Listener *listeners[RESTORE_SERVERS];
         int fds[RESTORE_SERVERS];     /* -1: none */
+        int guards[RESTORE_SERVERS];  /* -1: none */
         char *paths[RESTORE_SERVERS]; /* NULL: not ours to remove */
+        char *binary;                 /* where the next image is looked for; NULL: not known */
+        bool ending;                  /* a TERM waits for the last lease to go */
         char *unknown;                /* lines of kinds that are not known here; NULL: none */
 } RestoreParts;
 

@@ -29,13 +29,15 @@ typedef struct Field {
 static const Field header_fields[] = {
         FIELD(lockd_header, format, FIELD_UNSIGNED),    FIELD(lockd_header, release, FIELD_BYTES),
         FIELD(lockd_header, lease_newest, FIELD_HYPER), FIELD(lockd_header, peer_newest, FIELD_HYPER),
-        FIELD(lockd_header, owner_newest, FIELD_HYPER), FIELD_LAST,
+        FIELD(lockd_header, owner_newest, FIELD_HYPER), FIELD(lockd_header, binary, FIELD_BYTES),
+        FIELD(lockd_header, ending, FIELD_BOOL),         FIELD_LAST,
 };
 
 static const Field listener_fields[] = {
         FIELD(lockd_listener, server, FIELD_UNSIGNED),
         FIELD_FD(lockd_listener, fd),
         FIELD(lockd_listener, path, FIELD_BYTES),
+        FIELD_FD(lockd_listener, guard),
         FIELD_LAST,
 };
 

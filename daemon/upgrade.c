@@ -38,28 +38,33 @@ struct Upgrade {
         int binary_fd; /* of the file that is tried and then executed; -1: no upgrade is under way */
         int output;    /* what the trial says on stderr */
         pid_t trial;
-        bool late;     /* its deadline has passed */
         sd_event_source *ended, *deadline;
         char why[2048]; /* the last attempt failed */
 };
 
-int upgrade_new(sd_event *loop, char **argv, void (*failed)(const char *why, void *userdata), void *userdata, Upgrade **ret)
+/* Where this image came from. */
+static char *own_binary(void)
 {
-        Upgrade *upgrade = calloc(1, sizeof(*upgrade));
         char path[PATH_MAX];
-        ssize_t n;
+        ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 1);
 
-        if (!upgrade)
-                return FAULT(-ENOMEM);
-        n = readlink("/proc/self/exe", path, sizeof(path) - 1);
         path[n > 0 ? n : 0] = '\0';
         /* A binary that was replaced while we started is called "... (deleted)". */
         if (n > 10 && strcmp(path + n - 10, " (deleted)") == 0)
                 path[n - 10] = '\0';
+        return strdup(path);
+}
+
+int upgrade_new(sd_event *loop, const char *binary, char **argv, void (*failed)(const char *why, void *userdata), void *userdata, Upgrade **ret)
+{
+        Upgrade *upgrade = calloc(1, sizeof(*upgrade));
+
+        if (!upgrade)
+                return FAULT(-ENOMEM);
         *upgrade = (Upgrade){
                 .loop = loop,
                 .argv = argv,
-                .binary = strdup(path),
+                .binary = binary && *binary ? strdup(binary) : own_binary(),
                 .failed = failed,
                 .userdata = userdata,
                 .binary_fd = -1,
@@ -79,7 +84,6 @@ static void end_attempt(Upgrade *upgrade)
         upgrade->deadline = sd_event_source_disable_unref(upgrade->deadline);
         upgrade->binary_fd = close_fd(upgrade->binary_fd);
         upgrade->output = close_fd(upgrade->output);
-        upgrade->late = false;
 }
 
 Upgrade *upgrade_free(Upgrade *upgrade)
@@ -109,6 +113,11 @@ static void note_failure(Upgrade *upgrade, const char *format, ...)
                 note_failure((upgrade), __VA_ARGS__);                     \
                 (upgrade)->failed((upgrade)->why, (upgrade)->userdata);   \
         } while (0)
+
+const char *upgrade_binary(const Upgrade *upgrade)
+{
+        return upgrade->binary;
+}
 
 const char *upgrade_why(const Upgrade *upgrade)
 {
@@ -154,11 +163,14 @@ static int write_listeners(const RestoreParts *parts, FILE *file, FdList *fds)
                         .server = (lockd_server)i,
                         .fd = listener_fd(parts->listeners[i]),
                         .path = borrow(parts->paths[i]),
+                        .guard = listener_guard_fd(parts->listeners[i]),
                 };
 
                 r = state_write(file, STATE_LISTENER, &record);
                 if (r == 0)
                         r = keep(fds, record.fd);
+                if (r == 0)
+                        r = keep(fds, record.guard);
         }
         return PASS(r);
 }
@@ -228,6 +240,8 @@ static int write_tables(const RestoreParts *parts, FILE *file, FdList *fds)
         lockd_header header = {
                 .format = STATE_FORMAT,
                 .release = borrow(LOCKD_VERSION),
+                .binary = borrow(parts->binary),
+                .ending = parts->ending,
                 .lease_newest = lease_newest(lockspace_leases(parts->lockspaces)),
                 .peer_newest = peer_set_newest(parts->peers[RESTORE_LOCK]),
                 .owner_newest = owner_table_newest(parts->owners),
@@ -349,14 +363,15 @@ static int on_trial_ended(sd_event_source *source, int fd, uint32_t revents, voi
         siginfo_t info = { 0 };
         char said[1024];
 
-        (void)source;
-        (void)fd;
         (void)revents;
-        (void)waitid(P_PID, (id_t)upgrade->trial, &info, WEXITED | WNOHANG);
+        (void)waitid(P_PIDFD, (id_t)fd, &info, WEXITED | WNOHANG);
+        if (source != upgrade->ended) {
+                /* One that was given up long ago, and has only now died. */
+                (void)sd_event_source_set_enabled(source, SD_EVENT_OFF);
+                return 0;
+        }
         read_output(upgrade, said, sizeof(said));
-        if (upgrade->late)
-                give_up(upgrade, "its trial did not end within %u s", TRIAL_USEC / 1000000U);
-        else if (info.si_code != CLD_EXITED)
+        if (info.si_code != CLD_EXITED)
                 give_up(upgrade, "its trial was ended by signal %d", info.si_status);
         else if (info.si_status != 0)
                 give_up(upgrade, "its trial ended with code %d%s%s", info.si_status, *said ? ": " : "", said);
@@ -371,8 +386,11 @@ static int on_deadline(sd_event_source *source, uint64_t usec, void *userdata)
 
         (void)source;
         (void)usec;
-        upgrade->late = true;
         (void)kill(upgrade->trial, SIGKILL); /* our own child, not yet waited for */
+        /* It may take for ever to die (its file on a dead mount): the loop reaps it when it does. */
+        (void)sd_event_source_set_floating(upgrade->ended, true);
+        upgrade->ended = sd_event_source_unref(upgrade->ended);
+        give_up(upgrade, "its trial did not end within %u s", TRIAL_USEC / 1000000U);
         return 0;
 }
 

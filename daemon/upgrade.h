@@ -16,14 +16,16 @@
 
 typedef struct Upgrade Upgrade;
 
-/* Where the binary is, as this process was started; argv is what the new image gets. failed: an upgrade has failed, and
- * why. */
-int upgrade_new(sd_event *loop, char **argv, void (*failed)(const char *why, void *userdata), void *userdata, Upgrade **ret);
+/* binary: where the next image is looked for; NULL: where this one came from. argv is what it gets. failed: an upgrade
+ * has failed, and why. */
+int upgrade_new(sd_event *loop, const char *binary, char **argv, void (*failed)(const char *why, void *userdata), void *userdata, Upgrade **ret);
 Upgrade *upgrade_free(Upgrade *upgrade);
 
 /* Starts one; parts must stay. -EALREADY: one is under way; -errno: it failed at once, upgrade_why() says why. What fails
  * later is told by failed. */
 int upgrade_start(Upgrade *upgrade, const RestoreParts *parts);
+
+const char *upgrade_binary(const Upgrade *upgrade);
 
 /* Why the last one failed. */
 const char *upgrade_why(const Upgrade *upgrade);
