@@ -124,19 +124,15 @@ static pid_t lock_holder(int fd, bool shared)
 }
 
 /* A lock on a file that was unlinked or replaced meanwhile excludes nobody. */
-static int still_named(const LockfilePlace *place, int fd, const FileId *id)
+static int still_named(const LockfilePlace *place, const FileId *id)
 {
         struct stat st;
         FileId named;
 
-        if (fstat(fd, &st) < 0)
-                return FAULT(-errno);
-        if (st.st_nlink == 0 && S_ISREG(st.st_mode))
-                return LOCKFILE_E_STALE;
         if (fstatat(place->dirfd, place->path, &st, place->follow ? 0 : AT_SYMLINK_NOFOLLOW) < 0)
                 return errno == ENOENT ? LOCKFILE_E_STALE : FAULT(-errno);
         named = identity(&st);
-        return same_file(&named, id) ? 0 : LOCKFILE_E_STALE;
+        return same_file(&named, id) && st.st_nlink > 0 ? 0 : LOCKFILE_E_STALE;
 }
 
 int lockfile_take(const LockfilePlace *place, LockfileLook *look, bool shared, Lockfile *ret, pid_t *holder,
@@ -170,7 +166,7 @@ int lockfile_take(const LockfilePlace *place, LockfileLook *look, bool shared, L
                 return PASS(r);
         }
         *step = LOCKFILE_STATUS;
-        r = still_named(place, file.fd, &file.id);
+        r = still_named(place, &file.id);
         if (r != 0) {
                 lockfile_release(&file);
                 return PASS(r);

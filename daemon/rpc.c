@@ -68,7 +68,7 @@ const char *rpc_advice(int number)
         case ENOTDIR:
                 return "; a part of the path is not a directory";
         case ELOOP:
-                return "; a symbolic link: a lease file may not be one, and those on the way to an image may not go in circles";
+                return "; a symbolic link stands where none may be, or links go in a circle";
         default:
                 return "";
         }

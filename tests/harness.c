@@ -4,14 +4,17 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sched.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -98,7 +101,24 @@ static bool answers(const char *socket)
         return conn != NULL;
 }
 
-void daemon_start(TestDaemon *daemon, const char *config, const char *const *arguments)
+void install_copy(const char *from, const char *to)
+{
+        char fresh[4200];
+        int in = open(from, O_RDONLY | O_CLOEXEC), out;
+        ssize_t n;
+
+        (void)snprintf(fresh, sizeof(fresh), "%s.new", to);
+        out = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0700);
+        assert_true(in >= 0 && out >= 0);
+        while ((n = sendfile(out, in, NULL, 1 << 20)) > 0)
+                continue;
+        assert_int_equal(n, 0);
+        close(in);
+        close(out);
+        assert_int_equal(rename(fresh, to), 0);
+}
+
+static void start(TestDaemon *daemon, bool copy, const char *config, const char *const *arguments)
 {
         static int number;
         const char *binary = getenv("LOCKD") ? getenv("LOCKD") : "build/lockd";
@@ -111,6 +131,11 @@ void daemon_start(TestDaemon *daemon, const char *config, const char *const *arg
         (void)snprintf(daemon->admin_socket, sizeof(daemon->admin_socket), "%s/admin", daemon->dir);
         (void)snprintf(daemon->log, sizeof(daemon->log), "%s/log", daemon->dir);
         (void)snprintf(daemon->config, sizeof(daemon->config), "%s/lockd.conf", daemon->dir);
+        (void)snprintf(daemon->binary, sizeof(daemon->binary), "%s/lockd", daemon->dir);
+        if (copy) {
+                install_copy(binary, daemon->binary);
+                argv[0] = binary = daemon->binary;
+        }
         write_config(daemon, config);
         for (; arguments && *arguments; arguments++)
                 argv[n++] = *arguments;
@@ -128,6 +153,16 @@ void daemon_start(TestDaemon *daemon, const char *config, const char *const *arg
         wait_until(answers(daemon->lock_socket) && answers(daemon->admin_socket));
 }
 
+void daemon_start(TestDaemon *daemon, const char *config, const char *const *arguments)
+{
+        start(daemon, false, config, arguments);
+}
+
+void daemon_start_copy(TestDaemon *daemon, const char *config)
+{
+        start(daemon, true, config, NULL);
+}
+
 void daemon_end(TestDaemon *daemon)
 {
         if (daemon->pid <= 0)
@@ -135,6 +170,52 @@ void daemon_end(TestDaemon *daemon)
         (void)kill(daemon->pid, SIGKILL);
         assert_int_equal(waitpid(daemon->pid, NULL, 0), daemon->pid);
         daemon->pid = 0;
+}
+
+void daemon_start_under(TestDaemon *daemon, const char *command, const char *config)
+{
+        _cleanup_free_ char *binary = strdup(getenv("LOCKD") ? getenv("LOCKD") : "build/lockd");
+        const char *script = work_path("lockd-under");
+        FILE *f = fopen(script, "we");
+
+        assert_non_null(f);
+        fprintf(f, "#!/bin/sh\nexec %s %s \"$@\"\n", command, binary);
+        fclose(f);
+        assert_int_equal(chmod(script, 0700), 0);
+        assert_int_equal(setenv("LOCKD", script, 1), 0);
+        daemon_start(daemon, config, NULL);
+        assert_int_equal(setenv("LOCKD", binary, 1), 0);
+}
+
+void daemon_stop(TestDaemon *daemon)
+{
+        const lockd_stop_args args = { .release_all = TRUE, .force = TRUE };
+        Conn *admin;
+        int status;
+
+        if (daemon->pid <= 0)
+                return;
+        admin = admin_open(daemon);
+        /* It may be gone before its answer is out. */
+        (void)client_call(admin->client, LOCKD_ADMIN_PROGRAM, LOCKD_ADMIN_VERSION, LOCKD_ADMIN_STOP, (xdrproc_t)xdr_lockd_stop_args,
+                          &args, NULL, NULL);
+        conn_close(admin);
+        status = daemon_wait(daemon);
+        if (status != 0)
+                fail_msg("lockd ended with status %#x, see %s", (unsigned)status, daemon->log);
+}
+
+void daemon_freeze(const TestDaemon *daemon)
+{
+        siginfo_t info;
+
+        assert_int_equal(kill(daemon->pid, SIGSTOP), 0);
+        assert_int_equal(waitid(P_PID, (id_t)daemon->pid, &info, WSTOPPED), 0);
+}
+
+void daemon_thaw(const TestDaemon *daemon)
+{
+        assert_int_equal(kill(daemon->pid, SIGCONT), 0);
 }
 
 int daemon_wait(TestDaemon *daemon)
@@ -146,18 +227,35 @@ int daemon_wait(TestDaemon *daemon)
         return status;
 }
 
-bool daemon_log_has(const TestDaemon *daemon, const char *text)
+unsigned daemon_log_count(const TestDaemon *daemon, const char *text)
 {
         _cleanup_free_ char *content = NULL;
         size_t size = 0;
         FILE *f = fopen(daemon->log, "re");
-        bool found = false;
+        unsigned n = 0;
 
         assert_non_null(f);
         if (getdelim(&content, &size, '\0', f) > 0)
-                found = strstr(content, text) != NULL;
+                for (const char *p = content; (p = strstr(p, text)); p += strlen(text))
+                        n++;
         fclose(f);
-        return found;
+        return n;
+}
+
+bool daemon_log_has(const TestDaemon *daemon, const char *text)
+{
+        return daemon_log_count(daemon, text) > 0;
+}
+
+void daemon_reload(const TestDaemon *daemon, const char *config)
+{
+        const char *const done = "the configuration was read again";
+        unsigned before = daemon_log_count(daemon, done);
+
+        if (config)
+                write_config(daemon, config);
+        assert_int_equal(kill(daemon->pid, SIGHUP), 0);
+        wait_until(daemon_log_count(daemon, done) > before);
 }
 
 void daemon_expect_log(const TestDaemon *daemon, const char *text)
@@ -325,6 +423,21 @@ void conn_send_frame(Conn *conn, FrameHeader header, const void *payload, size_t
         conn_send_bytes(conn, payload, len);
 }
 
+void conn_send_acquire(Conn *conn, const char *lockspace, const char *name, uint32_t flags, uint32_t serial)
+{
+        virtlock_resource args = { .path = string_of(lockspace), .name = string_of(name), .flags = flags };
+        FrameHeader header = {
+                .program = VIRTLOCK_PROGRAM,
+                .version = VIRTLOCK_VERSION,
+                .procedure = VIRTLOCK_ACQUIRE_RESOURCE,
+                .serial = serial,
+        };
+        size_t len;
+        _cleanup_free_ uint8_t *payload = encode_args((xdrproc_t)xdr_virtlock_resource, &args, &len);
+
+        conn_send_frame(conn, header, payload, len);
+}
+
 static bool receive_all(Conn *conn, uint8_t *bytes, size_t len)
 {
         while (len > 0) {
@@ -364,6 +477,22 @@ bool conn_receive(Conn *conn, FrameHeader *ret, uint8_t **payload, size_t *len)
         return true;
 }
 
+bool conn_ping(Conn *conn, uint32_t serial)
+{
+        const FrameHeader ping = {
+                .program = FRAME_KEEPALIVE_PROGRAM,
+                .version = FRAME_KEEPALIVE_VERSION,
+                .procedure = FRAME_KEEPALIVE_PING,
+                .type = FRAME_MESSAGE,
+                .serial = serial,
+        };
+        FrameHeader pong;
+
+        conn_send_frame(conn, ping, NULL, 0);
+        return conn_receive(conn, &pong, NULL, NULL) && pong.program == FRAME_KEEPALIVE_PROGRAM &&
+               pong.procedure == FRAME_KEEPALIVE_PONG && pong.serial == serial;
+}
+
 uint8_t *encode_args(xdrproc_t proc, const void *args, size_t *ret_len)
 {
         size_t size = wire_size(proc, args);
@@ -394,29 +523,46 @@ static void vm_identity(Vm *vm, const char *name)
         vm->id = next_id++;
 }
 
-/* The stand-in obeys one-letter commands: c close the connection, t ignore TERM, d daemonize. It ends at EOF. */
+static Conn *open_own(const TestDaemon *daemon, const Vm *vm)
+{
+        Conn *conn = conn_open_at(daemon->lock_socket);
+
+        if (!conn || conn_register(conn, vm->name, vm->uuid, vm->id, (uint32_t)getpid()) != 0 || conn_restrict(conn) != 0)
+                _exit(3);
+        return conn;
+}
+
+/* The stand-in obeys one-letter commands: c close the newest connection, o open one more, h close half of the newest one,
+ * t ignore TERM, p ping, d daemonize. It ends at EOF. */
 static void vm_run(const TestDaemon *daemon, const Vm *vm, int control)
 {
-        Conn *conn = NULL;
+        Conn *conns[8];
         char command, answer = 'k';
         int32_t child;
+        int n = 0;
 
         (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
         (void)signal(SIGTERM, SIG_DFL);
-        if (daemon) {
-                conn = conn_open_at(daemon->lock_socket);
-                if (!conn || conn_register(conn, vm->name, vm->uuid, vm->id, (uint32_t)getpid()) != 0 || conn_restrict(conn) != 0)
-                        _exit(3);
-        }
+        if (daemon)
+                conns[n++] = open_own(daemon, vm);
         if (write(control, &answer, 1) != 1)
                 _exit(4);
         while (read(control, &command, 1) == 1) {
                 switch (command) {
                 case 'c':
-                        conn_close(conn);
+                        conn_close(conns[--n]);
+                        break;
+                case 'o':
+                        conns[n++] = open_own(daemon, vm);
+                        break;
+                case 'h':
+                        (void)shutdown(conn_fd(conns[n - 1]), SHUT_WR);
                         break;
                 case 't':
                         (void)signal(SIGTERM, SIG_IGN);
+                        break;
+                case 'p':
+                        answer = conn_ping(conns[n - 1], 1) ? 'k' : 'n';
                         break;
                 case 'd':
                         child = fork();
@@ -435,7 +581,21 @@ static void vm_run(const TestDaemon *daemon, const Vm *vm, int control)
         _exit(0);
 }
 
-static Vm vm_fork(const TestDaemon *daemon, const char *name)
+/* fork() into new namespaces (CLONE_NEW*), or with a pid that is not 0. */
+static pid_t fork_as(uint64_t flags, pid_t pid)
+{
+        uint64_t pids = (uint64_t)(uintptr_t)&pid;
+        struct clone_args args = {
+                .flags = flags,
+                .exit_signal = SIGCHLD,
+                .set_tid = pid ? pids : 0,
+                .set_tid_size = pid ? 1 : 0,
+        };
+
+        return (pid_t)syscall(SYS_clone3, &args, sizeof(args));
+}
+
+static Vm vm_fork(const TestDaemon *daemon, const char *name, uint64_t flags, pid_t pid)
 {
         Vm vm = { 0 };
         int fds[2];
@@ -443,8 +603,9 @@ static Vm vm_fork(const TestDaemon *daemon, const char *name)
 
         vm_identity(&vm, name);
         assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
-        vm.pid = fork();
-        assert_true(vm.pid >= 0);
+        vm.pid = fork_as(flags, pid);
+        if (vm.pid < 0)
+                fail_msg("clone3: %s", strerror(errno));
         if (vm.pid == 0) {
                 /* Only its own control: a copy of another's would keep that one from its EOF. */
                 (void)dup2(fds[1], 3);
@@ -460,12 +621,22 @@ static Vm vm_fork(const TestDaemon *daemon, const char *name)
 
 Vm vm_start(const TestDaemon *daemon, const char *name)
 {
-        return vm_fork(daemon, name);
+        return vm_fork(daemon, name, 0, 0);
 }
 
 Vm vm_start_bare(const char *name)
 {
-        return vm_fork(NULL, name);
+        return vm_fork(NULL, name, 0, 0);
+}
+
+Vm vm_start_bare_as(const char *name, pid_t pid)
+{
+        return vm_fork(NULL, name, 0, pid);
+}
+
+Vm vm_start_nested(const TestDaemon *daemon, const char *name)
+{
+        return vm_fork(daemon, name, CLONE_NEWPID, 0);
 }
 
 Conn *vm_conn(const TestDaemon *daemon, const Vm *vm)
@@ -486,12 +657,35 @@ static void vm_command(Vm *vm, char command)
 
 void vm_close_connection(Vm *vm)
 {
-        vm_command(vm, 'c');
+        char answer;
+
+        assert_int_equal(write(vm->control, "c", 1), 1);
+        /* lockd may have killed it for that before it answers. */
+        assert_true(read(vm->control, &answer, 1) >= 0 || errno == ECONNRESET);
+}
+
+void vm_open_connection(Vm *vm)
+{
+        vm_command(vm, 'o');
+}
+
+void vm_half_close(Vm *vm)
+{
+        vm_command(vm, 'h');
 }
 
 void vm_ignore_term(Vm *vm)
 {
         vm_command(vm, 't');
+}
+
+bool vm_ping(Vm *vm)
+{
+        char answer;
+
+        assert_int_equal(write(vm->control, "p", 1), 1);
+        assert_int_equal(read(vm->control, &answer, 1), 1);
+        return answer == 'k';
 }
 
 pid_t vm_daemonize(Vm *vm)
@@ -592,9 +786,51 @@ const lockd_record *find_lease(const TestDaemon *daemon, const char *lockspace, 
         return NULL;
 }
 
+unsigned count_holds(const TestDaemon *daemon, const char *lockspace, const char *name)
+{
+        const lockd_record *record = find_lease(daemon, lockspace, name);
+
+        return record ? record->holds_total : 0;
+}
+
 void wait_unlisted(const TestDaemon *daemon, const char *lockspace, const char *name)
 {
         wait_until(!find_lease(daemon, lockspace, name));
+}
+
+int run_admin(const TestDaemon *daemon, char **ret_output, const char *const *arguments)
+{
+        const char *binary = getenv("LOCKD_ADMIN") ? getenv("LOCKD_ADMIN") : "build/lockd-admin";
+        const char *argv[32] = { binary, "--socket", daemon->admin_socket };
+        FILE *out = tmpfile();
+        int n = 3, status = 0;
+        size_t size = 0;
+        pid_t pid;
+
+        assert_non_null(out);
+        for (; *arguments; arguments++)
+                argv[n++] = *arguments;
+        pid = fork();
+        assert_true(pid >= 0);
+        if (pid == 0) {
+                (void)dup2(fileno(out), STDOUT_FILENO);
+                (void)dup2(fileno(out), STDERR_FILENO);
+                (void)close_range(3, ~0U, 0);
+                execv(binary, (char **)(uintptr_t)argv);
+                _exit(127);
+        }
+        assert_int_equal(waitpid(pid, &status, 0), pid);
+        assert_true(WIFEXITED(status));
+        rewind(out);
+        if (ret_output) {
+                *ret_output = NULL;
+                if (getdelim(ret_output, &size, '\0', out) < 0) {
+                        free(*ret_output);
+                        *ret_output = strdup("");
+                }
+        }
+        fclose(out);
+        return WEXITSTATUS(status);
 }
 
 int admin_release_call(Conn *admin, const char *lockspace, const char *name, const char *owner, lockd_release_how how)

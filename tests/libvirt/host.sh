@@ -13,14 +13,16 @@ mount -t proc proc /proc
 hostname "$name"
 ip link set lo up
 
-mkdir -p "$dir"/{etc,run/lock,lib,log}
+mkdir -p "$dir"/{etc,run/lock,run/work,lib,log}
 cp -a /etc/libvirt/. "$dir/etc"
 # Networks and packet filters would want dnsmasq and iptables.
 rm -rf "$dir/etc/qemu/networks" "$dir/etc/nwfilter"
 mount --bind "$dir/etc" /etc/libvirt
-mount --bind "$dir/run" /run
 mount --bind "$dir/lib" /var/lib/libvirt
 mount --bind "$dir/log" /var/log/libvirt
+# All hosts see the work folder.
+mount --bind "$WORK" "$dir/run/work"
+mount --rbind "$dir/run" /run
 
 echo "$pid"
 exec >&2

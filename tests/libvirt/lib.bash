@@ -247,16 +247,22 @@ kernel_lock() { # FILE
     esac
 }
 
-# One line for each hold of a resource, as the daemon lists them.
-holds() { # RESOURCE
-    lockd_admin list --json | jq -r --arg resource "$1" '
-        .leases[] | select(.resource == $resource) | . as $lease | .holds[]
+# leases [RESOURCE]: what the daemon lists, one JSON object per line.
+leases() {
+    local list
+    list=$(lockd_admin list --json) || fail "lockd-admin list: $list" || return
+    jq -c --arg resource "${1-}" '.leases[] | select($resource == "" or .resource == $resource)' <<<"$list"
+}
+
+# One line for each hold in the output of leases.
+holds() {
+    jq -r '. as $lease | .holds[]
         | "\($lease.state) \($lease.mode) \(.owner.name) \(.owner.uuid) \(.owner.pid)"
           + (if .unconfirmed then " unconfirmed" else "" end)' | sort
 }
 
 # assert_held FILE MODE GUEST...: locked in that mode by exactly these guests.
-# RESOURCE: its name, where that is not the file's; MARK=" unconfirmed": see there.
+# RESOURCE=...: its name, where that is not the file's. MARK=" unconfirmed": the daemon says so of each hold.
 assert_held() {
     local file=$1 mode=$2 guest held want
     shift 2
@@ -264,7 +270,8 @@ assert_held() {
     [ "$held" = "$mode" ] || fail "$file: the kernel's lock is '$held', not '$mode'" || return
     [ "$LOCK_DAEMON" = lockd ] || return 0
 
-    held=$(holds "${RESOURCE-$file}")
+    held=$(leases "${RESOURCE-$file}") || return
+    held=$(holds <<<"$held")
     want=$(for guest; do echo "HELD $mode $guest $(uuid_of "$guest") $(pid_of "$guest")${MARK-}"; done | sort)
     [ "$held" = "$want" ] || fail "$file: the daemon lists" "$held" "instead of" "$want"
 }
@@ -277,14 +284,15 @@ assert_free() { # FILE
     fi
     [ "$LOCK_DAEMON" = lockd ] || return 0
 
-    held=$(lockd_admin list --json | jq -c --arg resource "${RESOURCE-$1}" '.leases[] | select(.resource == $resource)')
+    held=$(leases "${RESOURCE-$1}") || return
     [ -z "$held" ] || fail "$1: the daemon lists $held"
 }
 
-assert_nothing_held() { # on HOST; for the daemon's own view: other hosts lock the same files
-    [ "$LOCK_DAEMON" = lockd ] || return 0
+# Only the daemon's own view: daemons of other hosts lock the same files.
+assert_nothing_held() {
     local held
-    held=$(lockd_admin list --json | jq -c '.leases[]')
+    [ "$LOCK_DAEMON" = lockd ] || return 0
+    held=$(leases) || return
     [ -z "$held" ] || fail "the daemon of $HOST lists $held"
 }
 

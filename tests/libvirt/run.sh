@@ -2,16 +2,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
 # Runs stock libvirtd, virsh and QEMU against the lock daemon: tests/libvirt/run.sh [FILE.bats...]
-# LOCK_DAEMON=lockd (default) takes build/lockd (or BUILD=...), LOCK_DAEMON=virtlockd the stock daemon.
+# LOCK_DAEMON=lockd (default) takes build/lockd (or BUILD), LOCK_DAEMON=virtlockd the stock daemon.
 #
-# Everything happens in private namespaces: nothing is left on the machine, and every process dies with this script.
+# Everything happens in private namespaces: nothing is left on the machine, and every process ends with this script.
 set -euo pipefail
 
 here=$(dirname "$(readlink -f "$0")")
 export LOCK_DAEMON=${LOCK_DAEMON:-lockd}
 BUILD=$(readlink -f "${BUILD:-$here/../../build}")
-export BUILD
-export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
+export BUILD LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
 
 die() {
     echo "tests/libvirt: $*" >&2
@@ -20,7 +19,7 @@ die() {
 
 if [ "${1-}" != --inside ]; then
     [ "$(id -u)" = 0 ] || die "must be run as root"
-    for tool in bats jq libvirtd virsh virtlockd qemu-img qemu-system-x86_64 unshare nsenter ip; do
+    for tool in bats jq libvirtd virsh virtlockd virt-admin qemu-img qemu-system-x86_64 unshare nsenter ip; do
         command -v "$tool" >/dev/null || die "$tool is missing; 'make deps-libvirt' installs it"
     done
     case $LOCK_DAEMON in
@@ -31,12 +30,7 @@ if [ "${1-}" != --inside ]; then
     virtlockd) ;;
     *) die "LOCK_DAEMON is lockd or virtlockd, not '$LOCK_DAEMON'" ;;
     esac
-
-    WORK=$(mktemp -d)
-    export WORK
-    trap 'rmdir "$WORK"' EXIT
-    unshare --mount --pid --net --ipc --uts --fork --kill-child --mount-proc "$here/run.sh" --inside "$@"
-    exit
+    exec "$here/../isolate" "$here/run.sh" --inside "$@"
 fi
 shift
 
@@ -44,8 +38,6 @@ shift
 while mountpoint -q /sys/fs/cgroup; do
     umount --recursive /sys/fs/cgroup
 done
-mount -t tmpfs tmpfs "$WORK"
-mount -t tmpfs tmpfs /run
 # QEMU's capabilities, probed once for all tests.
 mount -t tmpfs tmpfs /var/cache/libvirt
 export TMPDIR=$WORK HOME=$WORK BATS_TEST_TIMEOUT=60
@@ -53,4 +45,9 @@ export TMPDIR=$WORK HOME=$WORK BATS_TEST_TIMEOUT=60
 if [ $# -eq 0 ]; then
     set -- "$here"
 fi
-bats --tap "$@"
+bats --tap "$@" | awk '
+    { print; fflush() }
+    /^ok/ { passed++ }
+    /^ok.* # skip/ { passed--; skipped++ }
+    /^not ok/ { failed++ }
+    END { printf "# %d passed, %d failed, %d skipped\n", passed, failed, skipped }'

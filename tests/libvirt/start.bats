@@ -80,3 +80,23 @@ load lib
     assert_held "$disk" exclusive beta
     assert_held "$busy" exclusive beta
 }
+
+@test "an image under another name is the same image" {
+    lockd_only "it locks names, and grants all three"
+    disk=$(image disk)
+    ln -s "$disk" "$BATS_TEST_TMPDIR/soft.img"
+    ln "$disk" "$BATS_TEST_TMPDIR/hard.img"
+    guest alpha "$disk"
+    guest beta "$BATS_TEST_TMPDIR/soft.img"
+    guest gamma "$BATS_TEST_TMPDIR/hard.img"
+
+    virsh start alpha
+    refused alpha virsh start beta
+    refused alpha virsh start gamma
+    assert_held "$disk" exclusive alpha
+
+    virsh destroy alpha
+    virsh start gamma
+    refused gamma virsh start beta
+    RESOURCE=$BATS_TEST_TMPDIR/hard.img assert_held "$disk" exclusive gamma
+}

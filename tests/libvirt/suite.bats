@@ -40,7 +40,7 @@ fails() {
     fails "refused for another reason" refused alpha virsh start alpha
 }
 
-@test "the suite notices a wrong holder" {
+@test "the suite notices a wrong holder and a daemon that does not answer" {
     lockd_only "nothing says who holds a lock"
     host_up one
     disk=$(image disk)
@@ -52,4 +52,11 @@ fails() {
     fails "the daemon lists" assert_held "$disk" exclusive beta
     fails "does not name 'gamma'" refused gamma virsh start beta
     fails "lists" assert_nothing_held
+
+    # No answer is not the answer "nothing".
+    virsh destroy alpha
+    assert_free "$disk"
+    signal_process daemon KILL
+    fails "lockd-admin list" assert_free "$disk"
+    fails "lockd-admin list" assert_nothing_held
 }
