@@ -121,7 +121,7 @@ UNITS   = lockd.service lockd.socket lockd-admin.socket
 install: all
 	install -D -m 755 $(B)/lockd $(DESTDIR)$(SBINDIR)/lockd
 	install -D -m 755 $(B)/lockd-admin $(DESTDIR)$(SBINDIR)/lockd-admin
-	install -D -m 644 etc/lockd.conf $(DESTDIR)$(SYSCONFDIR)/lockd/lockd.conf
+	[ -e $(DESTDIR)$(SYSCONFDIR)/lockd/lockd.conf ] || install -D -m 644 etc/lockd.conf $(DESTDIR)$(SYSCONFDIR)/lockd/lockd.conf
 	for page in lockd.8 lockd-admin.8 lockd.conf.5; do \
 		install -D -m 644 docs/$$page $(DESTDIR)$(MANDIR)/man$${page##*.}/$$page; done
 	mkdir -p $(DESTDIR)$(UNITDIR)

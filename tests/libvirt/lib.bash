@@ -196,7 +196,8 @@ guest() {
         echo "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>"
         echo "<name>$name</name><uuid>$(uuid_of "$name")</uuid><memory unit='MiB'>32</memory>"
         echo "<os><type arch='x86_64' machine='pc'>hvm</type></os><devices>"
-        echo "<controller type='scsi' model='virtio-scsi'/><controller type='usb' model='none'/><memballoon model='none'/><audio id='1' type='none'/>"
+        echo "<controller type='scsi' model='virtio-scsi'/><controller type='usb' model='none'/>"
+        echo "<memballoon model='none'/><audio id='1' type='none'/>"
         for disk; do
             if [[ $disk == "<"* ]]; then
                 echo "$disk"
