@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* list: records as a table or as JSON. Invariant: what is shown can be told back exactly, whatever bytes a name has. */
 #include <getopt.h>
-#include <json-c/json.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,8 +10,10 @@
 #include "admin.h"
 #include "cleanup.h"
 #include "exit_codes.h"
+#include "json_bytes.h"
 #include "lockd_admin.h"
 #include "orphan.h"
+#include "uuid.h"
 #include "wire.h"
 
 #define JSON_VERSION 1
@@ -43,55 +44,9 @@ static const char *const owner_states[] = {
 #define NAME_OF(table, value) \
         ((size_t)(value) < sizeof(table) / sizeof((table)[0]) && (table)[value] ? (table)[value] : "unknown")
 
-/* Length of the UTF-8 character at p, or 0. */
-static size_t utf8_length(const unsigned char *p, size_t len)
-{
-        size_t n = p[0] < 0x80 ? 1 : p[0] >= 0xc2 && p[0] < 0xe0 ? 2 : p[0] >= 0xe0 && p[0] < 0xf0 ? 3 : p[0] >= 0xf0 && p[0] < 0xf5 ? 4 : 0;
-
-        if (n == 0 || n > len)
-                return 0;
-        for (size_t i = 1; i < n; i++)
-                if ((p[i] & 0xc0) != 0x80)
-                        return 0;
-        if ((p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] >= 0xa0) || (p[0] == 0xf0 && p[1] < 0x90) || (p[0] == 0xf4 && p[1] >= 0x90))
-                return 0;
-        return n;
-}
-
-static bool is_utf8(const lockd_bytes *bytes)
-{
-        const unsigned char *p = (const unsigned char *)bytes->lockd_bytes_val;
-
-        for (size_t i = 0; i < bytes->lockd_bytes_len;) {
-                size_t n = utf8_length(p + i, bytes->lockd_bytes_len - i);
-
-                if (n == 0)
-                        return false;
-                i += n;
-        }
-        return true;
-}
-
-/* A string; bytes that are not UTF-8 become an array of numbers, as in the journal's JSON. */
 static json_object *json_bytes(const lockd_bytes *bytes)
 {
-        json_object *array;
-
-        if (is_utf8(bytes))
-                return json_object_new_string_len(bytes->lockd_bytes_len ? bytes->lockd_bytes_val : "", (int)bytes->lockd_bytes_len);
-        array = json_object_new_array_ext((int)bytes->lockd_bytes_len);
-        for (u_int i = 0; i < bytes->lockd_bytes_len; i++)
-                json_object_array_add(array, json_object_new_int((unsigned char)bytes->lockd_bytes_val[i]));
-        return array;
-}
-
-static const char *uuid_text(const char uuid[LOCKD_UUID_LEN], char buf[37])
-{
-        char *p = buf;
-
-        for (int i = 0; i < LOCKD_UUID_LEN; i++)
-                p += sprintf(p, "%02x%s", (unsigned char)uuid[i], i == 3 || i == 5 || i == 7 || i == 9 ? "-" : "");
-        return buf;
+        return json_from_bytes(bytes->lockd_bytes_val, bytes->lockd_bytes_len);
 }
 
 static json_object *json_time(uint64_t usec)
@@ -110,10 +65,10 @@ static json_object *json_time(uint64_t usec)
 static json_object *json_owner(const lockd_owner *owner)
 {
         json_object *object = json_object_new_object();
-        char uuid[37];
+        char uuid[UUID_TEXT];
 
         json_object_object_add(object, "name", json_bytes(&owner->name));
-        json_object_object_add(object, "uuid", json_object_new_string(uuid_text(owner->uuid, uuid)));
+        json_object_object_add(object, "uuid", json_object_new_string(uuid_format(owner->uuid, uuid)));
         json_object_object_add(object, "id", json_object_new_int64(owner->id));
         json_object_object_add(object, "pid", json_object_new_int64(owner->pid));
         json_object_object_add(object, "start_time", json_object_new_uint64(owner->start_time));
@@ -226,7 +181,7 @@ static bool add_rows(Table *table, const lockd_record *record)
 {
         for (u_int i = 0; i < record->holds.holds_len; i++) {
                 const lockd_hold *hold = &record->holds.holds_val[i];
-                char **row, uuid[37], pid[16];
+                char **row, uuid[UUID_TEXT], pid[16];
 
                 if (table->n == table->size) {
                         size_t size = table->size ? table->size * 2 : 64;
@@ -243,7 +198,7 @@ static bool add_rows(Table *table, const lockd_record *record)
                 row[1] = printable(&hold->resource);
                 row[2] = strdup(NAME_OF(modes, record->mode));
                 row[3] = printable(&hold->owner.name);
-                row[4] = strdup(uuid_text(hold->owner.uuid, uuid));
+                row[4] = strdup(uuid_format(hold->owner.uuid, uuid));
                 row[5] = strdup(hold->owner.pid ? pid : "-");
                 row[6] = local_time(hold->since);
                 row[7] = state_text(record, hold);

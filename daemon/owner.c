@@ -20,6 +20,7 @@
 #include "fault.h"
 #include "fds.h"
 #include "log.h"
+#include "uuid.h"
 
 struct OwnerTable {
         Owner *owners;     /* by key; those that live */
@@ -304,35 +305,11 @@ Owner *owner_drop_if_idle(Owner *owner)
         return owner_free(owner);
 }
 
-const char *owner_uuid_text(const uint8_t uuid[OWNER_UUID_LEN], char buf[OWNER_UUID_TEXT])
-{
-        char *p = buf;
-
-        for (int i = 0; i < OWNER_UUID_LEN; i++)
-                p += sprintf(p, "%02x%s", uuid[i], i == 3 || i == 5 || i == 7 || i == 9 ? "-" : "");
-        return buf;
-}
-
-int owner_uuid_parse(const char *text, uint8_t ret[OWNER_UUID_LEN])
-{
-        for (int i = 0; i < OWNER_UUID_LEN; i++) {
-                unsigned byte;
-
-                if (*text == '-')
-                        text++;
-                if (!isxdigit((unsigned char)text[0]) || !isxdigit((unsigned char)text[1]) || sscanf(text, "%2x", &byte) != 1)
-                        return -EINVAL;
-                ret[i] = (uint8_t)byte;
-                text += 2;
-        }
-        return *text ? -EINVAL : 0;
-}
-
 const char *owner_describe(const Owner *owner, char buf[OWNER_DESCRIPTION_MAX])
 {
-        char uuid[OWNER_UUID_TEXT], name[256];
+        char uuid[UUID_TEXT], name[256];
 
         (void)snprintf(buf, OWNER_DESCRIPTION_MAX, "VM '%s' (uuid %s, pid %u)", log_escape(owner->name, name, sizeof(name)),
-                       owner_uuid_text(owner->key.uuid, uuid), owner->key.pid);
+                       uuid_format(owner->key.uuid, uuid), owner->key.pid);
         return buf;
 }

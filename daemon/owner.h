@@ -18,7 +18,6 @@
 
 #define OWNER_UUID_LEN 16
 #define OWNER_NAME_MAX 1024
-#define OWNER_UUID_TEXT 37 /* with the NUL */
 
 typedef struct Owner Owner;
 typedef struct OwnerTable OwnerTable;
@@ -104,11 +103,6 @@ static inline bool owner_is_gone(const Owner *owner)
 
 /* Frees it when nothing refers to it any more; returns NULL then. */
 Owner *owner_drop_if_idle(Owner *owner);
-
-/* uuid in text form; returns buf. */
-const char *owner_uuid_text(const uint8_t uuid[OWNER_UUID_LEN], char buf[OWNER_UUID_TEXT]);
-/* -EINVAL: not a uuid. */
-int owner_uuid_parse(const char *text, uint8_t ret[OWNER_UUID_LEN]);
 
 /* "VM 'name' (uuid ..., pid 1)", escaped, for messages; returns buf. */
 #define OWNER_DESCRIPTION_MAX 512

@@ -11,6 +11,7 @@
 #include "log.h"
 #include "rpc.h"
 #include "snapshot.h"
+#include "uuid.h"
 #include "virtlock.h"
 
 #define LIST_SLOTS_MAX 1024U         /* looked at for one answer */
@@ -26,10 +27,10 @@ static bool equals(const lockd_bytes *bytes, const char *text)
 /* A name, a uuid or a pid in text form. */
 static bool is_owner(const Owner *owner, const lockd_bytes *text)
 {
-        char uuid[OWNER_UUID_TEXT], pid[16];
+        char uuid[UUID_TEXT], pid[16];
 
         (void)snprintf(pid, sizeof(pid), "%u", owner->key.pid);
-        return equals(text, owner->name) || equals(text, owner_uuid_text(owner->key.uuid, uuid)) ||
+        return equals(text, owner->name) || equals(text, uuid_format(owner->key.uuid, uuid)) ||
                (owner->key.pid != 0 && equals(text, pid));
 }
 
@@ -159,11 +160,11 @@ void rpc_admin_resume_kill(Caller *caller, Owner *owner)
 static int release_by_force(RpcCall *call, Hold *hold, const char *named)
 {
         Owner *owner = hold->owner;
-        char uuid[OWNER_UUID_TEXT];
+        char uuid[UUID_TEXT];
         bool living = !owner->dead && owner->pidfd >= 0;
         int r;
 
-        if (strcmp(named, owner_uuid_text(owner->key.uuid, uuid)) != 0)
+        if (strcmp(named, uuid_format(owner->key.uuid, uuid)) != 0)
                 return refuse(call, VIRTLOCK_ERR_INVALID_ARG, "--force wants the VM named by its uuid: %s holds '%s'", owner_text(owner),
                               log_name(hold->resource->name));
         log_audit("release --force of '%s' in lockspace '%s' under %s%s", log_name(hold->resource->name),

@@ -3,7 +3,6 @@
 #include "state.h"
 
 #include <errno.h>
-#include <json-c/json.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -11,6 +10,7 @@
 #include <string.h>
 
 #include "fault.h"
+#include "json_bytes.h"
 
 typedef enum FieldType { FIELD_UNSIGNED, FIELD_HYPER, FIELD_INT, FIELD_BOOL, FIELD_BYTES, FIELD_UUID, FIELD_HOLDS, FIELD_EXTRA } FieldType;
 
@@ -114,42 +114,6 @@ static const struct {
 
 /* ---- writing ---- */
 
-/* Text that can be a JSON string as it is: UTF-8 without NUL. */
-static bool is_text(const lockd_bytes *bytes)
-{
-        const unsigned char *p = (const unsigned char *)bytes->lockd_bytes_val, *end = p + bytes->lockd_bytes_len;
-
-        while (p < end) {
-                size_t n = *p == 0 ? 0 : *p < 0x80 ? 1 : *p < 0xc2 ? 0 : *p < 0xe0 ? 2 : *p < 0xf0 ? 3 : *p < 0xf5 ? 4 : 0;
-
-                if (n == 0 || (size_t)(end - p) < n)
-                        return false;
-                if ((*p == 0xe0 && p[1] < 0xa0) || (*p == 0xed && p[1] > 0x9f) || (*p == 0xf0 && p[1] < 0x90) ||
-                    (*p == 0xf4 && p[1] > 0x8f))
-                        return false;
-                for (size_t i = 1; i < n; i++)
-                        if ((p[i] & 0xc0) != 0x80)
-                                return false;
-                p += n;
-        }
-        return true;
-}
-
-static json_object *bytes_to_json(const lockd_bytes *bytes)
-{
-        json_object *array;
-
-        if (is_text(bytes))
-                return json_object_new_string_len(bytes->lockd_bytes_len ? bytes->lockd_bytes_val : "", (int)bytes->lockd_bytes_len);
-        array = json_object_new_array_ext((int)bytes->lockd_bytes_len);
-        for (u_int i = 0; array && i < bytes->lockd_bytes_len; i++)
-                if (json_object_array_add(array, json_object_new_int((unsigned char)bytes->lockd_bytes_val[i])) < 0) {
-                        json_object_put(array);
-                        return NULL;
-                }
-        return array;
-}
-
 static json_object *to_json(const Field *fields, const void *record);
 
 static json_object *holds_to_json(const void *value)
@@ -172,6 +136,7 @@ static json_object *holds_to_json(const void *value)
 static json_object *value_to_json(const Field *field, const char *value)
 {
         char hex[2 * LOCKD_UUID_LEN + 1];
+        const lockd_bytes *bytes;
 
         switch (field->type) {
         case FIELD_UNSIGNED:
@@ -183,7 +148,8 @@ static json_object *value_to_json(const Field *field, const char *value)
         case FIELD_BOOL:
                 return json_object_new_boolean(*(const bool_t *)(const void *)value);
         case FIELD_BYTES:
-                return bytes_to_json((const lockd_bytes *)(const void *)value);
+                bytes = (const lockd_bytes *)(const void *)value;
+                return json_from_bytes(bytes->lockd_bytes_val, bytes->lockd_bytes_len);
         case FIELD_UUID:
                 for (int i = 0; i < LOCKD_UUID_LEN; i++)
                         (void)sprintf(hex + 2 * i, "%02x", (unsigned char)value[i]);
