@@ -48,6 +48,15 @@ $(B)/protocol/%_xdr.c: protocol/%.x $(B)/protocol/%.h
 $(B)/protocol/%_xdr.o: $(B)/protocol/%_xdr.c $(GENERATED)
 	$(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) -Wno-unused-variable -MMD -MP -c -o $@ $<
 
+# Where lockd.conf is, is built in: a change of PREFIX builds these anew.
+$(B)/sysconfdir: FORCE
+	@mkdir -p $(@D)
+	@echo '$(SYSCONFDIR)' | cmp -s - $@ || echo '$(SYSCONFDIR)' >$@
+
+$(B)/daemon/config.o $(B)/daemon/main.o: $(B)/sysconfdir
+
+FORCE:
+
 $(B)/%.o: %.c $(GENERATED)
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
@@ -101,11 +110,11 @@ demo: deps
 
 check-libvirt: deps deps-libvirt
 	$(MAKE) all
-	tests/libvirt/run.sh
+	BUILD=$(abspath $(B)) tests/libvirt/run.sh
 
 # By package name, from whatever the machine's apt is set up to use.
 BUILD_DEPS   = gcc make pkg-config rpcsvc-proto libtirpc-dev libsystemd-dev libconfig-dev libmount-dev libjson-c-dev uthash-dev
-TEST_DEPS    = libcmocka-dev bats clang libclang-rt-14-dev jq mandoc shellcheck python3-minimal iproute2 procps e2fsprogs libvirt-daemon-system
+TEST_DEPS    = systemd libcmocka-dev bats clang libclang-rt-14-dev jq mandoc shellcheck python3-minimal iproute2 procps e2fsprogs libvirt-daemon-system
 LIBVIRT_DEPS = libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils
 
 deps:
@@ -124,14 +133,14 @@ install: all
 	[ -e $(DESTDIR)$(SYSCONFDIR)/lockd/lockd.conf ] || install -D -m 644 etc/lockd.conf $(DESTDIR)$(SYSCONFDIR)/lockd/lockd.conf
 	for page in lockd.8 lockd-admin.8 lockd.conf.5; do \
 		install -D -m 644 docs/$$page $(DESTDIR)$(MANDIR)/man$${page##*.}/$$page; done
-	mkdir -p $(DESTDIR)$(UNITDIR)
+	install -d -m 755 $(DESTDIR)$(UNITDIR)
 	for unit in $(UNITS); do \
-		sed 's|@SBINDIR@|$(SBINDIR)|g' systemd/$$unit.in >$(DESTDIR)$(UNITDIR)/$$unit; done
+		sed 's|@SBINDIR@|$(SBINDIR)|g' systemd/$$unit.in | install -m 644 /dev/stdin $(DESTDIR)$(UNITDIR)/$$unit; done
 
 clean:
 	rm -rf $(B)
 
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
 
-.PHONY: all tests check check-run check-libvirt bench-upgrade demo deps deps-libvirt install clean
+.PHONY: FORCE all tests check check-run check-libvirt bench-upgrade demo deps deps-libvirt install clean
 .SECONDARY:

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* list: records as a table or as JSON. Invariant: what is shown can be told back exactly, whatever bytes a name has. */
+#include <errno.h>
 #include <getopt.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -135,7 +137,9 @@ static char *printable(const lockd_bytes *bytes)
         for (size_t i = 0; i < bytes->lockd_bytes_len;) {
                 size_t n = utf8_length(p + i, bytes->lockd_bytes_len - i);
 
-                if (n == 0 || p[i] < 0x20 || p[i] == 0x7f || p[i] == '\\') {
+                bool control = p[i] < 0x20 || p[i] == 0x7f || (p[i] == 0xc2 && n == 2 && p[i + 1] < 0xa0);
+
+                if (n == 0 || control || p[i] == '\\') {
                         out += sprintf(out, "\\x%02x", p[i++]);
                         continue;
                 }
@@ -290,6 +294,7 @@ static int list(Admin *admin, int argc, char **argv)
         lockd_list_args args = { 0 };
         json_object *leases = NULL;
         Table table = { 0 };
+        unsigned long pid;
         char *end;
         int c, code;
 
@@ -303,8 +308,10 @@ static int list(Admin *admin, int argc, char **argv)
                         args.vm = filter(&vm, optarg);
                         break;
                 case 'p':
-                        args.pid = (u_int)strtoul(optarg, &end, 10);
-                        if (*end || args.pid == 0) {
+                        errno = 0;
+                        pid = strtoul(optarg, &end, 10);
+                        args.pid = (u_int)pid;
+                        if (*end || *optarg < '0' || *optarg > '9' || errno || pid == 0 || pid > INT32_MAX) {
                                 json_object_put(leases);
                                 return admin_usage(&admin_list, "--pid wants a process id, not '%s'", optarg);
                         }

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Invariant: every failure ends with one line on stderr that says what to do, and with an exit code of exit_codes.h. */
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "admin.h"
 #include "cleanup.h"
@@ -25,12 +27,15 @@ static int unavailable(const Admin *admin, int error)
 {
         const char *what = error == -ENOENT || error == -ECONNREFUSED ? "no lock daemon listens there" :
                            error == -ETIMEDOUT                          ? "the lock daemon does not answer" :
+                           error == -EMSGSIZE                           ? "an argument is longer than any name can be" :
                            error == -ECONNRESET                         ? "the lock daemon closed the connection" :
                                                                           strerror(-error);
 
         fprintf(stderr, "lockd-admin: %s: %s\n", admin->socket, what);
         if (error == -EACCES || error == -EPERM)
                 return EXIT_NOPERM;
+        if (error == -EMSGSIZE)
+                return EXIT_USAGE;
         return error == -ENOMEM || error == -EBADMSG ? EXIT_SOFTWARE : EXIT_UNAVAILABLE;
 }
 
@@ -112,6 +117,28 @@ static int run_command(Admin *admin, int argc, char **argv)
         return EXIT_USAGE;
 }
 
+/* With a standard stream closed the connection would get its number, and output would be sent to the daemon. What was
+ * closed stays unusable: writing there fails, as it should. */
+static void fill_standard_fds(void)
+{
+        int fd;
+
+        do
+                fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+        while (fd >= 0 && fd <= STDERR_FILENO);
+        if (fd >= 0)
+                close(fd);
+}
+
+static int finish(int code)
+{
+        if (fflush(stdout) != 0 && code == EXIT_OK) {
+                fprintf(stderr, "lockd-admin: cannot write: %s\n", strerror(errno));
+                return EXIT_IOERR;
+        }
+        return code;
+}
+
 int main(int argc, char **argv)
 {
         static const struct option long_options[] = {
@@ -125,6 +152,7 @@ int main(int argc, char **argv)
         double seconds;
         int c, code;
 
+        fill_standard_fds();
         while ((c = getopt_long(argc, argv, "+s:T:Vh", long_options, NULL)) != -1) {
                 switch (c) {
                 case 's':
@@ -140,10 +168,10 @@ int main(int argc, char **argv)
                         break;
                 case 'V':
                         printf("lockd-admin %s\n", LOCKD_VERSION);
-                        return EXIT_OK;
+                        return finish(EXIT_OK);
                 case 'h':
                         help();
-                        return EXIT_OK;
+                        return finish(EXIT_OK);
                 default:
                         fprintf(stderr, "Try 'lockd-admin --help'.\n");
                         return EXIT_USAGE;
@@ -159,9 +187,5 @@ int main(int argc, char **argv)
         code = run_command(&admin, argc - optind, argv + optind);
         client_free(admin.client);
         free(admin.socket);
-        if (fflush(stdout) != 0 && code == EXIT_OK) {
-                fprintf(stderr, "lockd-admin: cannot write: %s\n", strerror(errno));
-                code = EXIT_IOERR;
-        }
-        return code;
+        return finish(code);
 }

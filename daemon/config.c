@@ -131,6 +131,16 @@ static int read_admin_max_clients(const Reader *reader, const config_setting_t *
         return read_unsigned(reader, setting, 1, 1000000, &reader->config->admin_max_clients);
 }
 
+static int read_max_lockspaces(const Reader *reader, const config_setting_t *setting)
+{
+        return read_unsigned(reader, setting, 1, 1000000, &reader->config->max_lockspaces);
+}
+
+static int read_max_holds(const Reader *reader, const config_setting_t *setting)
+{
+        return read_unsigned(reader, setting, 1, 100000000, &reader->config->max_holds);
+}
+
 static int read_lock_socket(const Reader *reader, const config_setting_t *setting)
 {
         return read_path(reader, setting, &reader->config->lock_socket);
@@ -201,6 +211,8 @@ static const struct {
         { "log_outputs", read_log_outputs },
         { "max_clients", read_max_clients },
         { "admin_max_clients", read_admin_max_clients },
+        { "max_lockspaces", read_max_lockspaces },
+        { "max_holds", read_max_holds },
         { "on_disconnect", read_on_disconnect },
         { "lock_socket", read_lock_socket },
         { "admin_socket", read_admin_socket },
@@ -241,6 +253,8 @@ int config_load(const char *path, bool required, bool session, Config *ret, char
                 .log_level = 3,
                 .max_clients = 1024,
                 .admin_max_clients = 5000,
+                .max_lockspaces = 1024,
+                .max_holds = 200000,
                 .lock_socket = config_runtime_path(session, "libvirt/virtlockd-sock"),
                 .admin_socket = config_runtime_path(session, "libvirt/virtlockd-admin-sock"),
         };

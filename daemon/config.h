@@ -16,6 +16,8 @@ typedef struct Config {
         char *log_outputs;
         unsigned max_clients;
         unsigned admin_max_clients;
+        unsigned max_lockspaces;
+        unsigned max_holds;
         bool kill_on_disconnect;
         char *lock_socket;
         char *admin_socket;

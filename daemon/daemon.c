@@ -54,7 +54,7 @@ typedef struct Daemon {
         Reaper *reaper;
         RpcServices services;
         Server servers[SERVERS];
-        sd_event_source *mounts, *idle, *ending;
+        sd_event_source *mounts, *idle, *ending, *quiet;
         sd_event_source *signals[6];
         char *state; /* that this image was executed with; NULL: a fresh start */
         Upgrade *upgrade;
@@ -79,8 +79,8 @@ static void log_holders(const Daemon *daemon)
                 log_warning("and %zu more", lease_count(leases) - n);
 }
 
-/* After a TERM that could not be followed: ends with the last lease. */
-static int on_maybe_ending(sd_event_source *source, void *userdata)
+/* After a TERM that could not be followed: ends with the last lease, once whoever waits for an answer has it. */
+static int on_quiet(sd_event_source *source, void *userdata)
 {
         Daemon *daemon = userdata;
 
@@ -92,10 +92,29 @@ static int on_maybe_ending(sd_event_source *source, void *userdata)
         return 0;
 }
 
+static int on_dispatched(sd_event_source *source, void *userdata)
+{
+        Daemon *daemon = userdata;
+
+        (void)source;
+        if (lease_count(lockspace_leases(daemon->lockspaces)) == 0)
+                (void)sd_event_source_set_enabled(daemon->quiet, SD_EVENT_ONESHOT);
+        return 0;
+}
+
 static void end_with_last_lease(Daemon *daemon)
 {
-        if (!daemon->ending && sd_event_add_post(daemon->loop, &daemon->ending, on_maybe_ending, daemon) < 0)
-                log_error("no memory to remember the TERM");
+        int r;
+
+        if (daemon->ending)
+                return;
+        r = sd_event_add_defer(daemon->loop, &daemon->quiet, on_quiet, daemon);
+        if (r >= 0)
+                r = sd_event_source_set_priority(daemon->quiet, SD_EVENT_PRIORITY_IDLE);
+        if (r >= 0)
+                r = sd_event_add_post(daemon->loop, &daemon->ending, on_dispatched, daemon);
+        if (r < 0)
+                log_error("the TERM is forgotten: %s", strerror(-r));
 }
 
 static int on_stop(sd_event_source *source, const struct signalfd_siginfo *info, void *userdata)
@@ -138,6 +157,7 @@ static int apply_config(Daemon *daemon, char **why)
                 return PASS(r);
         }
         reaper_set_policy(daemon->reaper, config->kill_on_disconnect ? REAPER_KILL : REAPER_HOLD);
+        lockspace_set_limits(daemon->lockspaces, config->max_lockspaces, config->max_holds);
         lockspace_forget_mounts(daemon->lockspaces);
         for (size_t i = 0; i < config->n_lockspaces; i++) {
                 r = lockspace_require_mount(daemon->lockspaces, config->lockspaces[i].path, config->lockspaces[i].require_mount);
@@ -471,6 +491,7 @@ static void tear_down(Daemon *daemon)
         sd_event_source_disable_unref(daemon->mounts);
         sd_event_source_disable_unref(daemon->idle);
         sd_event_source_disable_unref(daemon->ending);
+        sd_event_source_disable_unref(daemon->quiet);
         upgrade_free(daemon->upgrade);
         reaper_release_all(daemon->reaper);
         reaper_free(daemon->reaper);

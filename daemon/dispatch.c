@@ -178,10 +178,9 @@ static int call_procedure(const RpcProcedure *procedure, RpcCall *call, const ui
                 r = check_flags(procedure, call->args, call->error);
         if (r == 0)
                 r = check_caller(procedure, call->caller, call->error);
-        if (r == 0) {
-                call->caller->last = CALLER_LAST_OTHER;
+        if (r == 0)
                 r = procedure->call(call);
-        }
+        call->caller->last = !procedure->takes ? CALLER_LAST_OTHER : r == 0 ? CALLER_LAST_GRANTED : CALLER_LAST_REFUSED;
         wire_free(procedure->args, call->args);
         return PASS(r);
 }

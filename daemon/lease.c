@@ -25,6 +25,7 @@ struct LeaseTable {
         Lease *by_file;
         uint64_t newest;
         size_t count;
+        size_t n_holds;
         size_t n_slots;
         size_t first_free;
         Slot *slots;
@@ -146,6 +147,11 @@ size_t lease_count(const LeaseTable *table)
         return table->count;
 }
 
+size_t lease_count_holds(const LeaseTable *table)
+{
+        return table->n_holds;
+}
+
 uint64_t lease_newest(const LeaseTable *table)
 {
         return table->newest;
@@ -187,6 +193,7 @@ int hold_new(Resource *resource, Owner *owner, Hold **ret)
         hold->since = now_usec();
         list_append(&resource->lease->holds, &hold->in_lease);
         list_append(&owner->holds, &hold->in_owner);
+        resource->lease->table->n_holds++;
         resource->lease->n_holds++;
         resource->n_holds++;
         owner->n_holds++;
@@ -201,6 +208,7 @@ Hold *hold_free(Hold *hold)
         list_unlink(&hold->in_lease);
         list_unlink(&hold->in_owner);
         list_unlink(&hold->in_taken);
+        hold->resource->lease->table->n_holds--;
         hold->resource->lease->n_holds--;
         hold->resource->n_holds--;
         hold->owner->n_holds--;

@@ -76,6 +76,7 @@ Lease *lease_find(const LeaseTable *table, const FileId *id);
  * as long as that lives. */
 Lease *lease_next(const LeaseTable *table, size_t *cursor);
 size_t lease_count(const LeaseTable *table);
+size_t lease_count_holds(const LeaseTable *table);
 /* The id of the newest lease. */
 uint64_t lease_newest(const LeaseTable *table);
 void lease_set_newest(LeaseTable *table, uint64_t newest);

@@ -24,6 +24,7 @@ struct LockspaceTable {
         Storage *storage;
         LeaseTable *leases;
         Lockspace *lockspaces;
+        unsigned max_lockspaces, max_holds;
 };
 
 /* "//" and a trailing "/" make no difference. */
@@ -78,6 +79,7 @@ int lockspace_table_new(Storage *storage, LockspaceTable **ret)
         if (!table)
                 return FAULT(-ENOMEM);
         table->storage = storage;
+        table->max_lockspaces = table->max_holds = UINT32_MAX;
         r = lease_table_new(&table->leases);
         if (r == 0)
                 r = add(table, "", &lockspace);
@@ -111,6 +113,12 @@ LeaseTable *lockspace_leases(const LockspaceTable *table)
         return table->leases;
 }
 
+void lockspace_set_limits(LockspaceTable *table, unsigned max_lockspaces, unsigned max_holds)
+{
+        table->max_lockspaces = max_lockspaces;
+        table->max_holds = max_holds;
+}
+
 static bool is_absent(const LockspaceTable *table, Lockspace *lockspace)
 {
         unsigned long long generation = storage_generation(table->storage);
@@ -134,6 +142,8 @@ int lockspace_create(LockspaceTable *table, const char *path, bool fresh, int *r
                 return 0;
         if (*path != '/' || strlen(path) > LOCKSPACE_PATH_MAX)
                 return LOCKSPACE_E_PATH;
+        if (!lockspace && HASH_COUNT(table->lockspaces) > table->max_lockspaces) /* the default one is not counted */
+                return LOCKSPACE_E_MANY_LOCKSPACES;
         normalize(path, plain);
         /* Also of a lockspace that is known: its mount may have come, or its directory gone, since. */
         if (!storage_missing_mount(table->storage, plain, lockspace ? lockspace->require_mount : NULL) &&
@@ -456,6 +466,8 @@ static int attempt(LockspaceTable *table, const AcquireRequest *request, Lockspa
                 return r;
         if (request->owner->dead)
                 return LOCKSPACE_E_OWNER_DEAD;
+        if (lease_count_holds(table->leases) >= table->max_holds)
+                return LOCKSPACE_E_MANY_HOLDS;
         /* A shared name is looked at again: the file behind it may have been replaced. */
         if (resource && (!request->shared || !resource->lease->file.shared))
                 r = join(lockspace, resource, resource->lease, request, refusal);

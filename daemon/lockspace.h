@@ -45,6 +45,8 @@ enum {
         LOCKSPACE_E_NOT_OWNER,     /* locked by others, not by this owner: refusal.lease */
         LOCKSPACE_E_NOT_OURS,      /* the file has content that is not a lease's: not deleted */
         LOCKSPACE_E_FOREIGN,       /* not on this kind of file system: refusal.path */
+        LOCKSPACE_E_MANY_LOCKSPACES, /* max_lockspaces are there */
+        LOCKSPACE_E_MANY_HOLDS,    /* max_holds are there */
 };
 
 /* What a message needs beyond the verdict. With a fault, path and step say where it was born. */
@@ -62,9 +64,12 @@ int lockspace_table_new(Storage *storage, LockspaceTable **ret);
 LockspaceTable *lockspace_table_free(LockspaceTable *table);
 LeaseTable *lockspace_leases(const LockspaceTable *table);
 
+/* What clients may have lockd keep. What is there already stays. */
+void lockspace_set_limits(LockspaceTable *table, unsigned max_lockspaces, unsigned max_holds);
+
 /* Finds or makes a lockspace, and its directory where the file system is local. A directory that cannot be made is
  * reported (ret_made, -errno) and does not fail the call. fresh: LOCKSPACE_E_EXISTS when it is there.
- * 0, LOCKSPACE_E_PATH, _EXISTS, _NOT_DIRECTORY, or -errno. */
+ * 0, LOCKSPACE_E_PATH, _EXISTS, _NOT_DIRECTORY, _MANY_LOCKSPACES, or -errno. */
 int lockspace_create(LockspaceTable *table, const char *path, bool fresh, int *ret_made);
 
 /* Forgets what lockspace_require_mount() said, for a new configuration. */

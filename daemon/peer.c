@@ -27,6 +27,7 @@
 
 #define PEER_READ_MAX (256U * 1024)   /* at one go, for all connections */
 #define PEER_UNSENT_MAX (256U * 1024) /* replies that wait for the client; beyond it no more calls are read */
+#define PEER_CALLS_MAX 32             /* of one connection at a time: then it is the others' turn */
 #define PEER_EVENTS_MAX 64
 
 typedef struct Buffer {
@@ -62,7 +63,7 @@ struct Peer {
         const char *refusal;
         uint32_t interest; /* epoll events asked for */
         bool later;        /* a call waits for its answer: the calls behind it stay in `in` */
-        bool resume;       /* its answer has come: handle them */
+        bool resume;       /* there are calls in `in` that can be handled: when the loop comes round */
         bool half_closed;  /* it sends no more, but is open */
         bool deaf;         /* the client does not take replies any more */
         FrameHeader call;  /* the one that waits */
@@ -147,30 +148,13 @@ static void update_interest(Peer *peer)
                 return;
         if (peer->out.len > 0 || peer->resume)
                 event.events |= EPOLLOUT;
-        if (peer->state != PEER_CLOSING && !peer->half_closed && peer->out.len < PEER_UNSENT_MAX &&
+        if (peer->state != PEER_CLOSING && !peer->half_closed && !peer->resume && peer->out.len < PEER_UNSENT_MAX &&
             !(peer->later && peer->in.len >= input_max(peer)))
                 event.events |= EPOLLIN;
         if (event.events == peer->interest)
                 return;
         peer->interest = event.events;
         (void)epoll_ctl(peer->set->epoll, EPOLL_CTL_MOD, peer->fd, &event);
-}
-
-static void flush(Peer *peer)
-{
-        while (peer->out.len > 0) {
-                ssize_t n = send(peer->fd, peer->out.bytes, peer->out.len, MSG_DONTWAIT | MSG_NOSIGNAL);
-
-                if (n < 0 && errno == EAGAIN)
-                        return;
-                if (n < 0) {
-                        /* It hung up. What it had sent before is still read. */
-                        peer->deaf = true;
-                        buffer_done(&peer->out);
-                        return;
-                }
-                buffer_consume(&peer->out, (size_t)n);
-        }
 }
 
 static bool is_own_with_holds(const Peer *peer)
@@ -184,6 +168,25 @@ static void give_up_input(Peer *peer, const char *why)
         peer->state = is_own_with_holds(peer) ? PEER_MUTE : PEER_CLOSING;
         log_warning("connection of pid %d: %s; %s", (int)peer->caller.process.pid, why,
                     peer->state == PEER_MUTE ? "its input is ignored from now on, its locks stay" : "closing it");
+}
+
+static void flush(Peer *peer)
+{
+        while (peer->out.len > 0) {
+                ssize_t n = send(peer->fd, peer->out.bytes, peer->out.len, MSG_DONTWAIT | MSG_NOSIGNAL);
+
+                if (n < 0 && errno == EAGAIN)
+                        return;
+                if (n < 0) {
+                        /* When it hung up, what it had sent before is still read. */
+                        if (errno != EPIPE && errno != ECONNRESET)
+                                give_up_input(peer, strerror(errno));
+                        peer->deaf = true;
+                        buffer_done(&peer->out);
+                        return;
+                }
+                buffer_consume(&peer->out, (size_t)n);
+        }
 }
 
 static void queue_reply(Peer *peer, const DispatchReply *reply)
@@ -246,10 +249,10 @@ static void answer_pings(Peer *peer)
         }
 }
 
-/* Dispatches the whole frames in bytes; returns how many bytes that was. */
+/* Dispatches the whole frames in bytes, or as many as it is this connection's turn for; returns how many bytes that was. */
 static size_t handle_input(Peer *peer, const uint8_t *bytes, size_t len)
 {
-        size_t used = 0;
+        size_t used = 0, calls = 0;
         FrameHeader header;
         int r = 0;
 
@@ -257,6 +260,10 @@ static size_t handle_input(Peer *peer, const uint8_t *bytes, size_t len)
                 r = frame_parse(bytes + used, len - used, peer->set->program->message_max, &header);
                 if (r != 0)
                         break;
+                if (calls++ == PEER_CALLS_MAX || peer->out.len >= PEER_UNSENT_MAX) {
+                        peer->resume = true;
+                        break;
+                }
                 handle_frame(peer, &header, bytes + used);
                 used += header.length;
         }
@@ -311,7 +318,7 @@ static void on_ready(Peer *peer, uint32_t events)
                 peer->resume = false;
                 handle_bytes(peer, NULL, 0);
         }
-        if (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) {
+        if (!peer->resume && (events & (EPOLLIN | EPOLLHUP | EPOLLERR))) {
                 n = recv(peer->fd, peer->set->scratch, PEER_READ_MAX, MSG_DONTWAIT);
                 if (n > 0)
                         handle_bytes(peer, peer->set->scratch, (size_t)n);
@@ -325,6 +332,11 @@ static void on_ready(Peer *peer, uint32_t events)
         flush(peer);
         if (peer->state == PEER_CLOSING && peer->out.len == 0)
                 peer_end(peer, true);
+        /* The client must not wait for what never comes. Its own end is the hang-up when its last copy closes. */
+        if (peer->state == PEER_MUTE && peer->out.len == 0 && !peer->later && !peer->deaf) {
+                peer->deaf = true;
+                (void)shutdown(peer->fd, SHUT_WR);
+        }
         update_interest(peer);
 }
 

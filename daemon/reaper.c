@@ -183,13 +183,16 @@ static void process_ended(Reaper *reaper, Owner *owner)
                         (void)sd_event_source_set_enabled(death->timer, SD_EVENT_OFF);
         }
         if (owner->n_holds == 0) {
+                if (death)
+                        tell_waits(death, 0);
                 reaper_drop_if_idle(reaper, owner);
                 return;
         }
-        if (owner->own_peers > 0)
+        if (owner->own_peers > 0) {
                 log_warning("%s: its process has ended, but its connection is open in another one: its %zu holds stay until that "
                             "closes", owner_text(owner), owner->n_holds);
-        else {
+                tell_waits(death, -EBUSY);
+        } else {
                 log_info("%s has ended: its %zu holds go", owner_text(owner), owner->n_holds);
                 start_dying(death);
         }
@@ -336,7 +339,7 @@ static void last_own_closed(Reaper *reaper, Owner *owner)
                 start_dying(owner->death);
         } else if (owner_has_ended(owner))
                 process_ended(reaper, owner); /* before the loop gets to its pidfd */
-        else if (owner->n_holds > 0 && reaper->policy == REAPER_KILL) {
+        else if (owner->n_holds > owner->unprotected && reaper->policy == REAPER_KILL) {
                 int r;
 
                 log_warning("%s closed its connection and has %zu holds: killing it (on_disconnect)", owner_text(owner),

@@ -31,8 +31,8 @@ enum {
         REAPER_E_ENDED,          /* its process has ended, but a copy of its connection is open */
 };
 
-/* Somebody waits for the end of an owner; done is called once, with 0 when its holds are gone, or -ETIMEDOUT when it
- * outlived KILL. Unlink node to stop waiting. */
+/* Somebody waits for the end of an owner; done is called once, with 0 when its holds are gone, -ETIMEDOUT when it
+ * outlived KILL, or -EBUSY when its process has ended but its connection is open in another one. Unlink node to stop waiting. */
 typedef struct ReaperWait {
         ListNode node;
         void (*done)(struct ReaperWait *wait, int result);

@@ -60,6 +60,7 @@ typedef struct RpcProcedure {
         size_t ret_size;
         bool needs_owner;
         bool open_to_restricted;
+        bool takes; /* a hold: a refusal of the last such call leaves what the connection took before in doubt */
         /* Flags of the arguments that are allowed; flags_function NULL: there are none. */
         size_t flags_offset;
         uint32_t flags_allowed;

@@ -116,8 +116,10 @@ static void killed(ReaperWait *wait, int result)
         lockd_release_ret ret = { .released = (u_int)caller->waited_holds };
 
         if (result < 0) {
-                (void)rpc_refuse(&error, VIRTLOCK_ERR_RESOURCE_BUSY, VIRTLOCK_FROM_LOCKSPACE,
-                                 "its owner was sent TERM and KILL and is not dead yet: it keeps its locks until it is");
+                (void)rpc_refuse(&error, VIRTLOCK_ERR_RESOURCE_BUSY, VIRTLOCK_FROM_LOCKSPACE, "%s",
+                                 result == -EBUSY ? "its process has ended, but its connection is still open in another process: the "
+                                                    "lock is freed when that closes it" :
+                                                    "its owner was sent TERM and KILL and is not dead yet: it keeps its locks until it is");
                 caller->answer_later(caller, &error, NULL);
         } else
                 caller->answer_later(caller, NULL, &ret);
@@ -195,21 +197,37 @@ static int release_safely(RpcCall *call, Hold *hold)
         return 0;
 }
 
+/* The hold of the owner that is named; several: the name fits more than one owner. */
+static Hold *find_hold(const Resource *resource, const lockd_bytes *owner, bool *ret_several)
+{
+        Hold *found = NULL;
+
+        *ret_several = false;
+        list_for_each(node, &resource->lease->holds) {
+                Hold *hold = list_entry(node, Hold, in_lease);
+
+                if (hold->resource != resource || !is_owner(hold->owner, owner))
+                        continue;
+                if (found && found->owner != hold->owner)
+                        *ret_several = true;
+                found = hold;
+        }
+        return found;
+}
+
 static int release_named(RpcCall *call, const char *lockspace, const char *name, const char *named)
 {
         const lockd_release_args *args = call->args;
         const Resource *resource = lockspace_find_resource(call->services->lockspaces, lockspace, name);
         lockd_release_ret *ret = call->ret;
-        Hold *hold = NULL;
+        Hold *hold;
+        bool several;
 
         if (!resource)
                 return refuse(call, VIRTLOCK_ERR_RESOURCE_BUSY, "Lockspace resource '%s' is not locked in lockspace '%s'", name, lockspace);
-        list_for_each(node, &resource->lease->holds) {
-                hold = list_entry(node, Hold, in_lease);
-                if (hold->resource == resource && is_owner(hold->owner, &args->owner))
-                        break;
-                hold = NULL;
-        }
+        hold = find_hold(resource, &args->owner, &several);
+        if (several)
+                return refuse(call, VIRTLOCK_ERR_INVALID_ARG, "'%s' names more than one owner of '%s': use the uuid", named, name);
         if (!hold) {
                 (void)refuse(call, VIRTLOCK_ERR_RESOURCE_BUSY, "Lockspace resource '%s' is not held by '%s': it is held", name, named);
                 rpc_name_holder(call->error, resource->lease);

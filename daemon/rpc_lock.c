@@ -123,6 +123,10 @@ static int refuse(RpcCall *call, int r, const LockspaceRefusal *refusal, const c
                 return rpc_refuse(error, VIRTLOCK_ERR_OPERATION_DENIED, lockspace,
                                   "%s is not deleted: its file system (%s) is not known to be local", refusal->path,
                                   storage_describe(call->services->storage, refusal->path));
+        case LOCKSPACE_E_MANY_LOCKSPACES:
+                return rpc_refuse(error, internal, lockspace, "there are too many lockspaces: raise max_lockspaces in lockd.conf");
+        case LOCKSPACE_E_MANY_HOLDS:
+                return rpc_refuse(error, internal, lockspace, "there are too many locks: raise max_holds in lockd.conf");
         default:
                 return FAULT(-EPROTO);
         }
@@ -239,14 +243,11 @@ static int call_acquire(RpcCall *call)
         LockspaceRefusal refusal;
         int r = resource_names(call, args);
 
-        caller->last = CALLER_LAST_REFUSED;
         if (r != 0)
                 return r;
         r = lockspace_acquire(call->services->lockspaces, &request, &refusal);
-        if (r != 0)
-                return refuse(call, r, &refusal, request.autocreate ? "Unable to open/create resource" : "Unable to open resource");
-        caller->last = CALLER_LAST_GRANTED;
-        return 0;
+        return r == 0 ? 0 :
+                        refuse(call, r, &refusal, request.autocreate ? "Unable to open/create resource" : "Unable to open resource");
 }
 
 static int call_release(RpcCall *call)
@@ -277,7 +278,7 @@ static const RpcProcedure procedures[] = {
           FLAGS(virtlock_resource, 0, "DeleteResource"), .needs_owner = true, .call = call_delete_resource },
         { .number = VIRTLOCK_ACQUIRE_RESOURCE, .name = "ACQUIRE_RESOURCE", ARGS(virtlock_resource),
           FLAGS(virtlock_resource, VIRTLOCK_ACQUIRE_SHARED | VIRTLOCK_ACQUIRE_AUTOCREATE, "AcquireResource"), .needs_owner = true,
-          .call = call_acquire },
+          .takes = true, .call = call_acquire },
         { .number = VIRTLOCK_RELEASE_RESOURCE, .name = "RELEASE_RESOURCE", ARGS(virtlock_resource),
           FLAGS(virtlock_resource, 0, "ReleaseResource"), .needs_owner = true, .call = call_release },
         { .number = VIRTLOCK_CREATE_LOCKSPACE, .name = "CREATE_LOCKSPACE", ARGS(virtlock_create_lockspace),
