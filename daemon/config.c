@@ -3,10 +3,12 @@
 #include "config.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <libconfig.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "cleanup.h"
@@ -16,6 +18,8 @@
 #ifndef LOCKD_SYSCONFDIR
 #define LOCKD_SYSCONFDIR "/etc"
 #endif
+
+#define CONFIG_FILE_MAX (1024L * 1024)
 
 typedef struct Reader {
         Config *config;
@@ -50,13 +54,22 @@ char *config_default_path(bool session)
         return n < 0 ? NULL : path;
 }
 
-static int wrong(const Reader *reader, const config_setting_t *setting, const char *what)
+static int wrong_at(const Reader *reader, int line, const char *what)
 {
         free(*reader->why);
-        if (asprintf(reader->why, "%s:%u: %s: %s", reader->path, config_setting_source_line(setting), config_setting_name(setting),
-                     what) < 0)
+        if ((line > 0 ? asprintf(reader->why, "%s:%d: %s", reader->path, line, what) : asprintf(reader->why, "%s: %s", reader->path, what)) < 0)
                 *reader->why = NULL;
         return -EINVAL;
+}
+
+static int wrong(const Reader *reader, const config_setting_t *setting, const char *what)
+{
+        const char *name = config_setting_name(setting);
+        _cleanup_free_ char *text = NULL;
+
+        if (asprintf(&text, "%s: %s", name ? name : "a list's element", what) < 0)
+                return FAULT(-ENOMEM);
+        return wrong_at(reader, (int)config_setting_source_line(setting), text);
 }
 
 static int read_unsigned(const Reader *reader, const config_setting_t *setting, unsigned min, unsigned max, unsigned *ret)
@@ -177,12 +190,8 @@ static int read_lockspace(const Reader *reader, const config_setting_t *group, C
                 else
                         r = wrong(reader, setting, "unknown key of a lockspace");
         }
-        if (r == 0 && !ret->path) {
-                free(*reader->why);
-                if (asprintf(reader->why, "%s:%u: a lockspace wants a path", reader->path, config_setting_source_line(group)) < 0)
-                        *reader->why = NULL;
-                return -EINVAL;
-        }
+        if (r == 0 && !ret->path)
+                return wrong_at(reader, (int)config_setting_source_line(group), "a lockspace wants a path");
         return r;
 }
 
@@ -227,22 +236,70 @@ static int read_setting(const Reader *reader, const config_setting_t *setting)
         return wrong(reader, setting, "unknown key");
 }
 
+/* The file's text, to be freed. libconfig does not read it: its scanner calls exit() when a read fails, which would
+ * release every lock, and it would wait on a FIFO. */
+static int read_text(const Reader *reader, char **ret)
+{
+        _cleanup_fd_ int fd = open(reader->path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+        _cleanup_free_ char *text = NULL;
+        struct stat st;
+        size_t len = 0;
+        ssize_t n;
+
+        if (fd < 0 || fstat(fd, &st) < 0)
+                return wrong_at(reader, 0, strerror(errno));
+        if (!S_ISREG(st.st_mode) || st.st_size > CONFIG_FILE_MAX)
+                return wrong_at(reader, 0, "not a regular file of at most 1 MiB");
+        text = malloc(CONFIG_FILE_MAX + 1);
+        if (!text)
+                return FAULT(-ENOMEM);
+        while (len < CONFIG_FILE_MAX && (n = read(fd, text + len, CONFIG_FILE_MAX - len)) != 0) {
+                if (n < 0)
+                        return wrong_at(reader, 0, strerror(errno));
+                len += (size_t)n;
+        }
+        text[len] = '\0';
+        if (strlen(text) != len)
+                return wrong_at(reader, 0, "contains a NUL byte");
+        *ret = TAKE_PTR(text);
+        return 0;
+}
+
+/* A file that is included would be read by libconfig after all. */
+static int refuse_includes(const Reader *reader, const char *text)
+{
+        int line = 1;
+
+        for (const char *p = text; *p; line++) {
+                const char *word = p + strspn(p, " \t\f\r");
+
+                if (strncmp(word, "@include", 8) == 0)
+                        return wrong_at(reader, line, "@include is not supported");
+                p += strcspn(p, "\n");
+                p += *p == '\n';
+        }
+        return 0;
+}
+
 static int read_file(const Reader *reader)
 {
+        _cleanup_free_ char *text = NULL;
         config_t file;
-        int r = 0;
+        int r;
 
+        r = read_text(reader, &text);
+        if (r == 0)
+                r = refuse_includes(reader, text);
+        if (r < 0)
+                return PASS(r);
         config_init(&file);
-        if (config_read_file(&file, reader->path)) {
+        if (config_read_string(&file, text)) {
                 const config_setting_t *root = config_root_setting(&file);
 
                 for (int i = 0; r == 0 && i < config_setting_length(root); i++)
                         r = read_setting(reader, config_setting_get_elem(root, (unsigned)i));
-        } else {
-                r = config_error_type(&file) == CONFIG_ERR_FILE_IO ? -EIO : -EINVAL;
-                if (asprintf(reader->why, "%s:%d: %s", reader->path, config_error_line(&file), config_error_text(&file)) < 0)
-                        *reader->why = NULL;
-        }
+        } else
+                r = wrong_at(reader, config_error_line(&file), config_error_text(&file));
         config_destroy(&file);
         return r;
 }

@@ -61,7 +61,7 @@ static void admit(Listener *listener, int fd)
         const char *refusal = NULL;
         struct ucred cred;
         socklen_t len = sizeof(cred);
-        size_t count = peer_set_count(listener->peers);
+        size_t refused = peer_set_count_refused(listener->peers), served = peer_set_count(listener->peers) - refused;
 
         if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0 || (cred.uid != 0 && cred.uid != geteuid())) {
                 log_warning("a connection of uid %d, pid %d was closed: only root may connect", (int)cred.uid, (int)cred.pid);
@@ -70,13 +70,13 @@ static void admit(Listener *listener, int fd)
         }
         process.pid = cred.pid;
         process.uid = cred.uid;
-        if (count >= listener->limit)
+        if (served >= listener->limit)
                 refusal = listener->no_room;
         else if (fds_is_spare(fd) && !listener->use_spare)
                 refusal = listener->no_fds;
         if (refusal)
                 log_warning("connection of pid %d: %s", (int)process.pid, refusal);
-        if (refusal && count >= listener->limit + REFUSED_MAX) {
+        if (refusal && refused >= REFUSED_MAX) {
                 close_fd(fd);
                 return;
         }

@@ -59,6 +59,11 @@ int lockfile_look(const LockfilePlace *place, bool create, LockfileLook *ret, Lo
         if (create) {
                 look.fd = open_place(place, O_RDWR | O_CREAT | O_EXCL | O_NOCTTY, 0600);
                 look.created = look.fd >= 0;
+                if (look.created && fds_is_spare(look.fd)) {
+                        (void)unlinkat(place->dirfd, place->path, 0);
+                        lockfile_look_done(&look);
+                        return FAULT(-EMFILE);
+                }
                 if (look.fd < 0 && look.fd != -EEXIST)
                         return FAULT(look.fd);
         }

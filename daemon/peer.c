@@ -40,7 +40,7 @@ struct PeerSet {
         const RpcServices *services;
         int epoll;
         sd_event_source *source;
-        size_t count;
+        size_t count, refused;
         uint64_t newest; /* the last number given */
         ListNode peers;
         ListNode ended; /* freed when no event can refer to them any more */
@@ -116,6 +116,7 @@ static void peer_end(Peer *peer, bool unanswered)
         peer->fd = close_fd(peer->fd);
         list_unlink(&peer->in_set);
         list_append(&set->ended, &peer->in_set);
+        set->refused -= peer->refusal ? 1 : 0;
         if (--set->count == 0 && set->empty)
                 set->empty(set->userdata);
 }
@@ -400,6 +401,7 @@ int peer_new(PeerSet *set, int fd, const OwnerPeer *process, const char *refusal
         peer->caller.answer_later = answer_later;
         list_append(&set->peers, &peer->in_set);
         set->count++;
+        set->refused += refusal ? 1 : 0;
         return 0;
 }
 
@@ -486,6 +488,7 @@ int peer_restore(PeerSet *set, const lockd_peer *record, Owner *owner, Peer **re
         }
         list_append(&set->peers, &peer->in_set);
         set->count++;
+        set->refused += peer->refusal ? 1 : 0;
         if (record->number > set->newest)
                 set->newest = record->number;
         update_interest(peer);
@@ -522,6 +525,11 @@ void peer_set_set_newest(PeerSet *set, uint64_t newest)
 size_t peer_set_count(const PeerSet *set)
 {
         return set->count;
+}
+
+size_t peer_set_count_refused(const PeerSet *set)
+{
+        return set->refused;
 }
 
 void peer_set_on_empty(PeerSet *set, void (*empty)(void *userdata), void *userdata)

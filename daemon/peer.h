@@ -22,6 +22,8 @@ int peer_set_new(sd_event *loop, const RpcProgram *program, const RpcServices *s
 /* Closes all connections. */
 PeerSet *peer_set_free(PeerSet *set);
 size_t peer_set_count(const PeerSet *set);
+/* Of them, those that are only there to be refused. */
+size_t peer_set_count_refused(const PeerSet *set);
 
 /* Called when the number of connections has gone down to 0. */
 void peer_set_on_empty(PeerSet *set, void (*empty)(void *userdata), void *userdata);

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/sched.h>
 #include <poll.h>
 #include <signal.h>
@@ -533,11 +534,11 @@ static Conn *open_own(const TestDaemon *daemon, const Vm *vm)
 }
 
 /* The stand-in obeys one-letter commands: c close the newest connection, o open one more, h close half of the newest one,
- * t ignore TERM, p ping, d daemonize. It ends at EOF. */
+ * t ignore TERM, k PING, f open the file whose name follows, p fork a helper, d daemonize. It ends at EOF. */
 static void vm_run(const TestDaemon *daemon, const Vm *vm, int control)
 {
         Conn *conns[8];
-        char command, answer = 'k';
+        char command, answer = 'k', path[PATH_MAX];
         int32_t child;
         int n = 0;
 
@@ -561,9 +562,13 @@ static void vm_run(const TestDaemon *daemon, const Vm *vm, int control)
                 case 't':
                         (void)signal(SIGTERM, SIG_IGN);
                         break;
-                case 'p':
+                case 'k':
                         answer = conn_ping(conns[n - 1], 1) ? 'k' : 'n';
                         break;
+                case 'f':
+                        if (recv(control, path, sizeof(path), MSG_WAITALL) == (ssize_t)sizeof(path))
+                                (void)open(path, O_RDONLY | O_CLOEXEC);
+                        continue;
                 case 'd':
                         child = fork();
                         if (child != 0) {
@@ -571,6 +576,16 @@ static void vm_run(const TestDaemon *daemon, const Vm *vm, int control)
                                         _exit(4);
                                 _exit(0);
                         }
+                        continue;
+                case 'p':
+                        child = fork();
+                        if (child == 0) {
+                                (void)close(control);
+                                for (;;)
+                                        (void)pause();
+                        }
+                        if (write(control, &child, sizeof(child)) != (ssize_t)sizeof(child))
+                                _exit(4);
                         continue;
                 default:
                         _exit(5);
@@ -683,9 +698,18 @@ bool vm_ping(Vm *vm)
 {
         char answer;
 
-        assert_int_equal(write(vm->control, "p", 1), 1);
+        assert_int_equal(write(vm->control, "k", 1), 1);
         assert_int_equal(read(vm->control, &answer, 1), 1);
         return answer == 'k';
+}
+
+void vm_open_file(Vm *vm, const char *path)
+{
+        char text[PATH_MAX] = "";
+
+        (void)snprintf(text, sizeof(text), "%s", path);
+        assert_int_equal(write(vm->control, "f", 1), 1);
+        assert_int_equal(write(vm->control, text, sizeof(text)), (ssize_t)sizeof(text));
 }
 
 pid_t vm_daemonize(Vm *vm)
@@ -695,6 +719,15 @@ pid_t vm_daemonize(Vm *vm)
         assert_int_equal(write(vm->control, "d", 1), 1);
         assert_int_equal(recv(vm->control, &child, sizeof(child), MSG_WAITALL), (ssize_t)sizeof(child));
         assert_int_equal(waitpid(vm->pid, NULL, 0), vm->pid);
+        return child;
+}
+
+pid_t vm_fork_helper(Vm *vm)
+{
+        int32_t child;
+
+        assert_int_equal(write(vm->control, "p", 1), 1);
+        assert_int_equal(recv(vm->control, &child, sizeof(child), MSG_WAITALL), (ssize_t)sizeof(child));
         return child;
 }
 

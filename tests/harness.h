@@ -129,12 +129,16 @@ void vm_close_connection(Vm *vm);  /* its (newest) own connection closes, the pr
 void vm_open_connection(Vm *vm);   /* one more of its own */
 void vm_half_close(Vm *vm);        /* shutdown(SHUT_WR) on its newest own connection */
 void vm_ignore_term(Vm *vm);
+/* It opens that file, and answers no more commands until that has come to an end. */
+void vm_open_file(Vm *vm, const char *path);
 /* Is a PING on its newest own connection answered? */
 bool vm_ping(Vm *vm);
 /* Forks a process in the VM that keeps its connection, then the VM's process ends; the child's pid (it ends when the
  * test closes vm->control, see vm_end_child). */
 pid_t vm_daemonize(Vm *vm);
 void vm_end_child(Vm *vm);
+/* Forks a process in the VM that keeps its connections open until it is killed; its pid. */
+pid_t vm_fork_helper(Vm *vm);
 void vm_kill(Vm *vm);              /* SIGKILL, and waits */
 bool vm_is_alive(const Vm *vm);
 /* Waits until it has ended by itself. */
