@@ -433,7 +433,7 @@ static int set_up(Daemon *daemon, char **why)
         r = config_load(daemon->config_path, daemon->options->config != NULL, daemon->options->session, &daemon->config, why);
         if (r < 0 && keeps_locks(daemon)) {
                 log_error("the defaults apply: %s", *why ? *why : strerror(-r));
-                r = config_load("/dev/null", false, daemon->options->session, &daemon->config, why);
+                r = config_load("", false, daemon->options->session, &daemon->config, why);
         }
         if (r == 0)
                 r = sd_event_default(&daemon->loop);
