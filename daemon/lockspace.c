@@ -356,6 +356,11 @@ static int verdict(int r)
         }
 }
 
+static bool is_full(const LockspaceTable *table)
+{
+        return lease_count_holds(table->leases) >= table->max_holds;
+}
+
 /* The file is locked already, by us. */
 static int join(Lockspace *lockspace, Resource *resource, Lease *lease, const AcquireRequest *request, LockspaceRefusal *refusal)
 {
@@ -372,6 +377,8 @@ static int join(Lockspace *lockspace, Resource *resource, Lease *lease, const Ac
         }
         if (!lease->file.shared)
                 return LOCKSPACE_E_BUSY;
+        if (is_full(lockspace->table))
+                return LOCKSPACE_E_MANY_HOLDS;
         return PASS(link_hold(lockspace, request->resource, resource, lease, request));
 }
 
@@ -383,6 +390,8 @@ static int take(LockspaceTable *table, Lockspace *lockspace, StorageFile *file, 
         Lease *lease;
         int r;
 
+        if (is_full(table))
+                return LOCKSPACE_E_MANY_HOLDS;
         r = storage_take(file, request->shared, &locked, &refusal->pid, &refusal->step);
         if (r != 0)
                 return verdict(r);
@@ -466,8 +475,6 @@ static int attempt(LockspaceTable *table, const AcquireRequest *request, Lockspa
                 return r;
         if (request->owner->dead)
                 return LOCKSPACE_E_OWNER_DEAD;
-        if (lease_count_holds(table->leases) >= table->max_holds)
-                return LOCKSPACE_E_MANY_HOLDS;
         /* A shared name is looked at again: the file behind it may have been replaced. */
         if (resource && (!request->shared || !resource->lease->file.shared))
                 r = join(lockspace, resource, resource->lease, request, refusal);
