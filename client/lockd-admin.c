@@ -132,7 +132,7 @@ static void fill_standard_fds(void)
 
 static int finish(int code)
 {
-        if (fflush(stdout) != 0 && code == EXIT_OK) {
+        if ((fflush(stdout) != 0 || ferror(stdout)) && code == EXIT_OK) {
                 fprintf(stderr, "lockd-admin: cannot write: %s\n", strerror(errno));
                 return EXIT_IOERR;
         }

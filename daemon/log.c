@@ -146,9 +146,10 @@ static int parse_filter(const char *text, Filter *ret)
                 return -EINVAL;
         if (*text == '+')
                 text++;
-        if (!*text || strlen(text) >= sizeof(ret->match))
+        if (!*text || strlen(text) + 2 >= sizeof(ret->match))
                 return -EINVAL;
-        memcpy(ret->match, text, strlen(text) + 1);
+        /* As in libvirt: shell wildcards, and "name" means "*name*". */
+        (void)snprintf(ret->match, sizeof(ret->match), "*%s*", text);
         return 0;
 }
 
@@ -255,7 +256,7 @@ const char *log_escape(const char *name, char *buf, size_t size)
 static LogLevel threshold(const char *source)
 {
         for (size_t i = 0; i < current.n_filters; i++)
-                if (strstr(source, current.filters[i].match))
+                if (fnmatch(current.filters[i].match, source, 0) == 0)
                         return current.filters[i].level;
         return current.level;
 }

@@ -286,7 +286,7 @@ static void handle_bytes(Peer *peer, const uint8_t *bytes, size_t len)
 
         if (peer->state != PEER_OPEN)
                 return;
-        if (peer->in.len == 0)
+        if (peer->in.len == 0 && len > 0)
                 used = handle_input(peer, bytes, len);
         if (used < len)
                 r = buffer_append(&peer->in, bytes + used, len - used);
@@ -294,7 +294,7 @@ static void handle_bytes(Peer *peer, const uint8_t *bytes, size_t len)
                 used = handle_input(peer, peer->in.bytes, peer->in.len);
                 buffer_consume(&peer->in, used);
         }
-        if (peer->later)
+        if (peer->later && peer->in.len > 0)
                 answer_pings(peer);
         if (r < 0)
                 give_up_input(peer, "no memory for its input");

@@ -27,6 +27,7 @@
 #define USEC_PER_MSEC 1000U
 #define REAPER_TERM_USEC (1600U * USEC_PER_MSEC) /* as virtlockd */
 #define REAPER_KILL_USEC (2000U * USEC_PER_MSEC)
+#define REAPER_ORPHAN_USEC (200U * USEC_PER_MSEC) /* then a dead process's connection is somebody else's */
 #define REAPER_ACCURACY_USEC (20U * USEC_PER_MSEC)
 #define REAPER_SLICE_NSEC 1000000L
 
@@ -170,10 +171,24 @@ static int on_slice(sd_event_source *source, void *userdata)
         return 0;
 }
 
+static int on_timer(sd_event_source *source, uint64_t usec, void *userdata);
+
+static int arm(Death *death, uint64_t usec)
+{
+        int r;
+
+        if (!death->timer)
+                return sd_event_add_time_relative(death->reaper->loop, &death->timer, CLOCK_MONOTONIC, usec,
+                                                  REAPER_ACCURACY_USEC, on_timer, death);
+        r = sd_event_source_set_time_relative(death->timer, usec);
+        return r < 0 ? r : sd_event_source_set_enabled(death->timer, SD_EVENT_ONESHOT);
+}
+
 /* The process has ended. */
 static void process_ended(Reaper *reaper, Owner *owner)
 {
         Death *death = owner->death;
+        int r;
 
         owner_mark_dead(owner);
         if (death) {
@@ -189,9 +204,10 @@ static void process_ended(Reaper *reaper, Owner *owner)
                 return;
         }
         if (owner->own_peers > 0) {
-                log_warning("%s: its process has ended, but its connection is open in another one: its %zu holds stay until that "
-                            "closes", owner_text(owner), owner->n_holds);
-                tell_waits(death, -EBUSY);
+                /* The connection's end usually is the loop's next event. */
+                r = arm(death, REAPER_ORPHAN_USEC);
+                if (r < 0)
+                        log_error("%s: %s", owner_text(owner), strerror(-r));
         } else {
                 log_info("%s has ended: its %zu holds go", owner_text(owner), owner->n_holds);
                 start_dying(death);
@@ -230,19 +246,6 @@ int reaper_watch(Reaper *reaper, Owner *owner)
         return 0;
 }
 
-static int on_timer(sd_event_source *source, uint64_t usec, void *userdata);
-
-static int arm(Death *death, uint64_t usec)
-{
-        int r;
-
-        if (!death->timer)
-                return sd_event_add_time_relative(death->reaper->loop, &death->timer, CLOCK_MONOTONIC, usec,
-                                                  REAPER_ACCURACY_USEC, on_timer, death);
-        r = sd_event_source_set_time_relative(death->timer, usec);
-        return r < 0 ? r : sd_event_source_set_enabled(death->timer, SD_EVENT_ONESHOT);
-}
-
 static void send_signal(Death *death, int signal)
 {
         /* Through the pidfd it cannot reach a stranger. An error means that it has ended, or that the kernel protects it:
@@ -251,13 +254,23 @@ static void send_signal(Death *death, int signal)
                 log_warning("%s: signal %d: %s", owner_text(death->owner), signal, strerror(errno));
 }
 
+static void orphaned(Death *death)
+{
+        log_warning("%s: its process has ended, but its connection is open in another one: its %zu holds stay until that closes",
+                    owner_text(death->owner), death->owner->n_holds);
+        tell_waits(death, -EBUSY);
+}
+
 static int on_timer(sd_event_source *source, uint64_t usec, void *userdata)
 {
         Death *death = userdata;
 
         (void)source;
         (void)usec;
-        if (!death->killed) {
+        if (death->owner->dead) {
+                if (death->owner->own_peers > 0)
+                        orphaned(death);
+        } else if (!death->killed) {
                 log_warning("%s ignores TERM: sending KILL", owner_text(death->owner));
                 death->killed = true;
                 send_signal(death, SIGKILL);

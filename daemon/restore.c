@@ -270,6 +270,7 @@ static int restore_owner(Restore *restore, const lockd_owner *record)
         r = snapshot_restore_owner(restore->parts->owners, record, &owner);
         if (r == 0)
                 r = ref_add(&restore->owners, record->number, owner);
+        restore->seen.owners += r == 0;
         return r < 0 ? problem(restore, "owner", record->number, r) : 0;
 }
 
@@ -287,6 +288,7 @@ static int restore_peer(Restore *restore, const lockd_peer *record)
                 r = peer_restore(restore->parts->peers[server], record, owner, &peer);
         if (r == 0 && server == RESTORE_LOCK)
                 r = ref_add(&restore->callers, record->number, peer_caller(peer));
+        restore->seen.peers += r == 0;
         if (r < 0 && !restore->trial && !record->own)
                 close_fd(record->fd);
         return r < 0 ? problem(restore, "connection", record->number, r) : 0;
@@ -371,11 +373,15 @@ static int restore_lease(Restore *restore, const lockd_record *record)
 
 static int restore_end(Restore *restore, const lockd_end *end)
 {
+        const lockd_end *seen = &restore->seen;
+
         restore->ended = true;
-        if (end->leases == restore->seen.leases && end->holds == restore->seen.holds)
+        if (end->leases == seen->leases && end->holds == seen->holds && end->owners == seen->owners && end->peers == seen->peers)
                 return 0;
-        log_error("the state had %llu leases with %llu holds, %llu with %llu were restored", (unsigned long long)end->leases,
-                  (unsigned long long)end->holds, (unsigned long long)restore->seen.leases, (unsigned long long)restore->seen.holds);
+        log_error("the state had %llu leases, %llu holds, %llu owners, %llu connections; restored were %llu, %llu, %llu, %llu",
+                  (unsigned long long)end->leases, (unsigned long long)end->holds, (unsigned long long)end->owners,
+                  (unsigned long long)end->peers, (unsigned long long)seen->leases, (unsigned long long)seen->holds,
+                  (unsigned long long)seen->owners, (unsigned long long)seen->peers);
         return restore->trial ? FAULT(-EBADMSG) : 0;
 }
 

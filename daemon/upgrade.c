@@ -15,6 +15,7 @@
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/pidfd.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -432,12 +433,17 @@ static int start_trial(Upgrade *upgrade, int state)
 int upgrade_start(Upgrade *upgrade, const RestoreParts *parts)
 {
         _cleanup_fd_ int state = -1;
+        struct stat st;
         int r;
 
         if (upgrade->binary_fd >= 0)
                 return -EALREADY;
         upgrade->parts = parts;
-        upgrade->binary_fd = open(upgrade->binary, O_RDONLY | O_CLOEXEC);
+        upgrade->binary_fd = open(upgrade->binary, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+        if (upgrade->binary_fd >= 0 && (fstat(upgrade->binary_fd, &st) < 0 || !S_ISREG(st.st_mode))) {
+                note_failure(upgrade, "it is not a regular file");
+                return -EINVAL;
+        }
         if (upgrade->binary_fd < 0) {
                 r = -errno;
                 note_failure(upgrade, "cannot be opened: %s", strerror(-r));
