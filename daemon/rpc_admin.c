@@ -21,7 +21,9 @@
 
 static bool equals(const lockd_bytes *bytes, const char *text)
 {
-        return bytes->lockd_bytes_len == strlen(text) && memcmp(bytes->lockd_bytes_val, text, bytes->lockd_bytes_len) == 0;
+        size_t len = strlen(text);
+
+        return bytes->lockd_bytes_len == len && (len == 0 || memcmp(bytes->lockd_bytes_val, text, len) == 0);
 }
 
 /* A name, a uuid or a pid in text form. */
