@@ -28,25 +28,28 @@ GENERATED = $(B)/protocol/virtlock.h $(B)/protocol/record.h $(B)/protocol/lockd_
 
 ADMIN    = $(patsubst %.c,$(B)/%.o,$(wildcard client/lockd-admin.c client/admin_*.c) client/orphan.c client/client.c)
 
+# V=1 shows the commands.
+run = $(if $(V),,@echo '  $(1) $@';)
+
 all: $(B)/lockd $(B)/lockd-admin
 
 $(B)/lockd: $(DAEMON) $(WIRE)
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(DAEMON_LIBS)
+	$(call run,$(if $(filter %.o,$@),CC,LD))$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(DAEMON_LIBS)
 
 $(B)/lockd-admin: $(ADMIN) $(WIRE)
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(ADMIN_LIBS)
+	$(call run,$(if $(filter %.o,$@),CC,LD))$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(ADMIN_LIBS)
 
 $(B)/protocol/%.h: protocol/%.x
 	@mkdir -p $(@D)
-	cd protocol && rpcgen -h $*.x >$(abspath $@).tmp && mv $(abspath $@).tmp $(abspath $@)
+	$(call run,RPCGEN)cd protocol && rpcgen -h $*.x >$(abspath $@).tmp && mv $(abspath $@).tmp $(abspath $@)
 
 $(B)/protocol/%_xdr.c: protocol/%.x $(B)/protocol/%.h
 	@mkdir -p $(@D)
-	cd protocol && rpcgen -c $*.x >$(abspath $@).tmp && mv $(abspath $@).tmp $(abspath $@)
+	$(call run,RPCGEN)cd protocol && rpcgen -c $*.x >$(abspath $@).tmp && mv $(abspath $@).tmp $(abspath $@)
 
 # rpcgen declares a variable that it does not always use.
 $(B)/protocol/%_xdr.o: $(B)/protocol/%_xdr.c $(GENERATED)
-	$(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) -Wno-unused-variable -MMD -MP -c -o $@ $<
+	$(call run,$(if $(filter %.o,$@),CC,LD))$(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) -Wno-unused-variable -MMD -MP -c -o $@ $<
 
 # Where lockd.conf is, is built in: a change of PREFIX builds these anew.
 $(B)/sysconfdir: FORCE
@@ -59,7 +62,7 @@ FORCE:
 
 $(B)/%.o: %.c $(GENERATED)
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
+	$(call run,$(if $(filter %.o,$@),CC,LD))$(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
 
 # Each tests/test_*.c is a program of its own; those named test_unit_* also link the daemon's modules.
 TESTS      = $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/test_*.c))
@@ -67,27 +70,27 @@ HARNESS    = $(patsubst %.c,$(B)/%.o,$(wildcard tests/harness.c tests/world.c)) 
 TEST_LIBS  = -lcmocka $(DAEMON_LIBS) $(ADMIN_LIBS)
 
 $(B)/tests/test_unit_%: $(B)/tests/test_unit_%.o $(filter-out $(B)/daemon/main.o,$(DAEMON)) $(HARNESS)
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(TEST_LIBS)
+	$(call run,$(if $(filter %.o,$@),CC,LD))$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(TEST_LIBS)
 
 $(B)/tests/test_%: $(B)/tests/test_%.o $(HARNESS)
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(TEST_LIBS)
+	$(call run,$(if $(filter %.o,$@),CC,LD))$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(TEST_LIBS)
 
 # Preloaded into lockd to make calls fail.
 $(B)/tests/faults.so: tests/faults.c
 	@mkdir -p $(@D)
-	$(CC) -std=gnu11 -D_GNU_SOURCE $(WARNINGS) $(CFLAGS) -fPIC -shared -o $@ $<
+	$(call run,LD)$(CC) -std=gnu11 -D_GNU_SOURCE $(WARNINGS) $(CFLAGS) -fPIC -shared -o $@ $<
 
 $(B)/tests/bench_%: $(B)/tests/bench_%.o $(HARNESS)
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(TEST_LIBS)
+	$(call run,$(if $(filter %.o,$@),CC,LD))$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(TEST_LIBS)
 
 # Small programs that the scripts use.
 $(B)/tests/sockets: $(B)/tests/sockets.o
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^
+	$(call run,$(if $(filter %.o,$@),CC,LD))$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^
 
 tests: all $(TESTS) $(B)/tests/vm $(B)/tests/sockets $(patsubst tests/%.c,$(B)/tests/%.so,$(wildcard tests/faults.c))
 
 $(B)/tests/vm: $(B)/tests/vm.o $(B)/client/client.o $(WIRE)
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(ADMIN_LIBS)
+	$(call run,$(if $(filter %.o,$@),CC,LD))$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(ADMIN_LIBS)
 
 # Root only: the tests make namespaces of their own. TESTS_RUN="..." picks some of them.
 SCRIPTS   = $(wildcard tests/*.bats)

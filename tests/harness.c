@@ -159,9 +159,9 @@ void daemon_start(TestDaemon *daemon, const char *config, const char *const *arg
         start(daemon, false, config, arguments);
 }
 
-void daemon_start_copy(TestDaemon *daemon, const char *config)
+void daemon_start_copy(TestDaemon *daemon, const char *config, const char *const *arguments)
 {
-        start(daemon, true, config, NULL);
+        start(daemon, true, config, arguments);
 }
 
 void daemon_end(TestDaemon *daemon)

@@ -38,7 +38,7 @@ void daemon_start(TestDaemon *daemon, const char *config, const char *const *arg
 /* The same through a command that ends with running its arguments: "prlimit --nofile=200", "setpriv --bounding-set=...". */
 void daemon_start_under(TestDaemon *daemon, const char *command, const char *config);
 /* The same from a copy of the binary, daemon->binary, which a test may replace. */
-void daemon_start_copy(TestDaemon *daemon, const char *config);
+void daemon_start_copy(TestDaemon *daemon, const char *config, const char *const *arguments);
 /* A copy of from becomes to, as an installation does it: by a rename over what is there. */
 void install_copy(const char *from, const char *to);
 /* Kills it and waits. */
