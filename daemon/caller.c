@@ -21,22 +21,27 @@ void caller_init(Caller *caller, int socket, const OwnerPeer *process)
         list_init(&caller->taken);
 }
 
-/* A process that is gone has no pidfd: then the answer is no, whatever its number says. */
-static bool is_own(const Caller *caller, const Owner *owner)
+/* Is it the owner's own connection? A process that is gone has no pidfd: then the answer is no, whatever its number says.
+ * Without the means to ask there is no answer. */
+static int ask_own(const Caller *caller, const Owner *owner, bool *ret)
 {
         OwnerPeer process = caller->process;
         _cleanup_fd_ int pidfd = -1;
         socklen_t len = sizeof(pidfd);
 
+        *ret = false;
         if ((uint32_t)process.pid != owner->key.pid || owner->key.pid == 0)
-                return false;
+                return 0;
         if (getsockopt(caller->socket, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &len) < 0) {
                 pidfd = -1;
+                if (errno == EMFILE || errno == ENFILE || errno == ENOMEM)
+                        return FAULT(-errno);
                 if (errno != ENOPROTOOPT)
-                        return false;
+                        return 0;
         }
         process.pidfd = pidfd;
-        return owner_is_peer(owner, &process);
+        *ret = owner_is_peer(owner, &process);
+        return 0;
 }
 
 static bool same_identity(const Caller *caller, const uint8_t uuid[OWNER_UUID_LEN], const char *name, uint32_t id, uint32_t pid)
@@ -51,7 +56,7 @@ int caller_register(Caller *caller, OwnerTable *owners, Reaper *reaper, const ui
                     uint32_t id, uint32_t pid)
 {
         Owner *owner;
-        bool fresh;
+        bool fresh, own = false;
         int r;
 
         if (caller->owner)
@@ -59,16 +64,16 @@ int caller_register(Caller *caller, OwnerTable *owners, Reaper *reaper, const ui
         r = owner_find(owners, &caller->process, uuid, name, id, pid, &owner, &fresh);
         if (r != 0)
                 return PASS(r);
-        if (fresh) {
-                r = reaper_watch(reaper, owner);
-                if (r < 0) {
-                        reaper_drop_if_idle(reaper, owner);
-                        return PASS(r);
-                }
+        r = fresh ? reaper_watch(reaper, owner) : 0;
+        if (r == 0)
+                r = ask_own(caller, owner, &own);
+        if (r < 0) {
+                reaper_drop_if_idle(reaper, owner);
+                return PASS(r);
         }
         caller->owner = owner;
         caller->claimed_pid = pid;
-        caller->own = is_own(caller, owner);
+        caller->own = own;
         owner->peers++;
         if (caller->own) {
                 struct stat st;

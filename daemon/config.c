@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <libconfig.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -106,7 +107,9 @@ static int read_path(const Reader *reader, const config_setting_t *setting, char
 {
         int r = read_string(reader, setting, ret);
 
-        return r == 0 && **ret != '/' ? wrong(reader, setting, "wants an absolute path") : r;
+        if (r == 0 && (**ret != '/' || strlen(*ret) >= PATH_MAX))
+                return wrong(reader, setting, "wants an absolute path of at most 4095 bytes");
+        return r;
 }
 
 static int read_log_level(const Reader *reader, const config_setting_t *setting)

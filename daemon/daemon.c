@@ -113,6 +113,7 @@ static void end_with_last_lease(Daemon *daemon)
                 r = sd_event_source_set_priority(daemon->quiet, SD_EVENT_PRIORITY_IDLE);
         if (r >= 0)
                 r = sd_event_add_post(daemon->loop, &daemon->ending, on_dispatched, daemon);
+        daemon->parts.ending = true; /* also for an upgrade that is under way */
         if (r < 0)
                 log_error("the TERM is forgotten: %s", strerror(-r));
 }
@@ -481,6 +482,9 @@ static int set_up(Daemon *daemon, char **why)
 
 static void tear_down(Daemon *daemon)
 {
+        /* It is lockd that closes the connections now: no reason to kill anybody. */
+        if (daemon->reaper)
+                reaper_set_policy(daemon->reaper, REAPER_HOLD);
         for (int i = 0; i < SERVERS; i++) {
                 listener_free(daemon->servers[i].listener, daemon->servers[i].path);
                 peer_set_free(daemon->servers[i].peers);
@@ -561,6 +565,10 @@ int daemon_run(const DaemonOptions *options)
         r = daemon.config_path ? set_up(&daemon, &why) : -ENOMEM;
         if (r == 0 && options->pid_file) {
                 r = write_pid_file(options->pid_file);
+                if (r < 0 && daemon.state) {
+                        log_error("cannot write %s: %s", options->pid_file, strerror(-r));
+                        r = 0; /* the number in it is right anyway */
+                }
                 if (r < 0 && asprintf(&why, "cannot write %s: %s", options->pid_file, strerror(-r)) < 0)
                         why = NULL;
         }

@@ -168,6 +168,8 @@ int lockspace_require_mount(LockspaceTable *table, const char *path, const char 
         char plain[LOCKSPACE_PATH_MAX + 1], *copy = NULL;
         int r;
 
+        if (strlen(path) > LOCKSPACE_PATH_MAX)
+                return FAULT(-ENAMETOOLONG);
         if (mount && !(copy = strdup(mount)))
                 return FAULT(-ENOMEM);
         if (!lockspace) {
@@ -365,15 +367,24 @@ static bool is_full(const LockspaceTable *table)
 static int join(Lockspace *lockspace, Resource *resource, Lease *lease, const AcquireRequest *request, LockspaceRefusal *refusal)
 {
         Hold *hold;
+        int r;
 
         refusal->lease = lease;
         if (lease->releasing || lease->file.shared != request->shared)
                 return LOCKSPACE_E_BUSY;
-        hold = hold_find(lease, request->owner, NULL, true);
+        hold = resource ? hold_find(lease, request->owner, resource, true) : NULL;
         if (hold) {
                 hold->unconfirmed = false;
                 note_taker(hold, request);
                 return 0;
+        }
+        hold = hold_find(lease, request->owner, NULL, true);
+        if (hold) {
+                /* It was taken under another name of the file: it moves to the one by which it will be released. */
+                r = link_hold(lockspace, request->resource, resource, lease, request);
+                if (r == 0)
+                        lockspace_release_hold(lockspace->table, hold);
+                return PASS(r);
         }
         if (!lease->file.shared)
                 return LOCKSPACE_E_BUSY;
@@ -437,6 +448,8 @@ static int look_and_take(LockspaceTable *table, Lockspace *lockspace, Resource *
 /* The owner has it again: no longer unprotected. */
 static void forget_unprotected(const Resource *resource, Owner *owner)
 {
+        if (!resource)
+                return;
         list_for_each_safe(node, &owner->holds) {
                 Hold *hold = list_entry(node, Hold, in_owner);
 

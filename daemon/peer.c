@@ -113,6 +113,8 @@ static void peer_end(Peer *peer, bool unanswered)
                 return;
         unanswered = unanswered || peer->deaf || peer->out.len > 0 || peer->in.len > 0;
         caller_end(&peer->caller, set->services->reaper, unanswered);
+        /* The close alone would not do it while a child that was just forked has a copy. */
+        (void)epoll_ctl(set->epoll, EPOLL_CTL_DEL, peer->fd, NULL);
         peer->fd = close_fd(peer->fd);
         list_unlink(&peer->in_set);
         list_append(&set->ended, &peer->in_set);

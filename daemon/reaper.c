@@ -92,6 +92,10 @@ void reaper_drop_if_idle(Reaper *reaper, Owner *owner)
 
 static void start_dying(Death *death)
 {
+        if (!death) {
+                log_error("an owner died that could not be watched: its holds stay");
+                return;
+        }
         if (list_linked(&death->in_dying))
                 return;
         list_append(&death->reaper->dying, &death->in_dying);
@@ -205,7 +209,7 @@ static void process_ended(Reaper *reaper, Owner *owner)
         }
         if (owner->own_peers > 0) {
                 /* The connection's end usually is the loop's next event. */
-                r = arm(death, REAPER_ORPHAN_USEC);
+                r = death ? arm(death, REAPER_ORPHAN_USEC) : -ENOMEM;
                 if (r < 0)
                         log_error("%s: %s", owner_text(owner), strerror(-r));
         } else {
@@ -238,12 +242,9 @@ int reaper_watch(Reaper *reaper, Owner *owner)
         list_init(&death->waits);
         if (owner->pidfd < 0 || owner->dead)
                 return 0;
+        /* On failure the Death stays: an owner that is not watched is one that holds on. */
         r = sd_event_add_io(reaper->loop, &death->pidfd, owner->pidfd, EPOLLIN, on_pidfd, death);
-        if (r < 0) {
-                death_free(death);
-                return FAULT(r);
-        }
-        return 0;
+        return r < 0 ? FAULT(r) : 0;
 }
 
 static void send_signal(Death *death, int signal)
@@ -292,6 +293,8 @@ int reaper_kill(Reaper *reaper, Owner *owner, ReaperWait *wait)
         (void)reaper;
         if (!owner->proved || owner->pidfd < 0)
                 return REAPER_E_NOT_PROVED;
+        if (!death)
+                return FAULT(-ENOMEM);
         if (owner->dead)
                 return REAPER_E_ENDED;
         if (death->state != REAPER_KILLING) {
@@ -309,6 +312,8 @@ int reaper_kill(Reaper *reaper, Owner *owner, ReaperWait *wait)
 
 void reaper_wait(Owner *owner, ReaperWait *wait)
 {
+        if (!owner->death)
+                return;
         list_append(&owner->death->waits, &wait->node);
 }
 

@@ -286,11 +286,18 @@ static int restore_peer(Restore *restore, const lockd_peer *record)
                 r = FAULT(-EINVAL);
         if (r == 0)
                 r = peer_restore(restore->parts->peers[server], record, owner, &peer);
-        if (r == 0 && server == RESTORE_LOCK)
+        if (r < 0) {
+                /* Its end can no longer be seen: an own connection counts as open until an administrator decides. */
+                if (record->own && owner && !restore->trial) {
+                        owner->peers++;
+                        owner->own_peers++;
+                } else if (!restore->trial && !record->own)
+                        close_fd(record->fd);
+                return problem(restore, "connection", record->number, r);
+        }
+        restore->seen.peers++;
+        if (server == RESTORE_LOCK)
                 r = ref_add(&restore->callers, record->number, peer_caller(peer));
-        restore->seen.peers += r == 0;
-        if (r < 0 && !restore->trial && !record->own)
-                close_fd(record->fd);
         return r < 0 ? problem(restore, "connection", record->number, r) : 0;
 }
 
@@ -414,7 +421,15 @@ static int resume_record(StateKind kind, StateRecord *record, void *userdata)
 
         if (kind == STATE_OWNER) {
                 Owner *owner = ref_find(restore->owners, record->owner.number);
-                int r = owner ? snapshot_resume_owner(restore->parts->reaper, owner, &record->owner) : 0;
+                int r = 0;
+
+                /* Connections whose lines were lost are open all the same. */
+                if (owner && !restore->trial && owner->own_peers < record->owner.connections) {
+                        owner->peers += record->owner.connections - owner->own_peers;
+                        owner->own_peers = record->owner.connections;
+                }
+                if (owner)
+                        r = snapshot_resume_owner(restore->parts->reaper, owner, &record->owner);
 
                 return r < 0 ? problem(restore, "owner", record->owner.number, r) : 0;
         }

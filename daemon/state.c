@@ -48,6 +48,7 @@ static const Field owner_fields[] = {
         FIELD(lockd_owner, name, FIELD_BYTES),           FIELD(lockd_owner, id, FIELD_UNSIGNED),
         FIELD(lockd_owner, pid, FIELD_UNSIGNED),         FIELD(lockd_owner, start_time, FIELD_HYPER),
         FIELD(lockd_owner, proved, FIELD_BOOL),          FIELD(lockd_owner, socket, FIELD_HYPER),
+        FIELD(lockd_owner, connections, FIELD_UNSIGNED),
         FIELD(lockd_owner, state, FIELD_UNSIGNED),       FIELD_FD(lockd_owner, pidfd),
         FIELD(lockd_owner, dead, FIELD_BOOL),            FIELD(lockd_owner, foreign_ns, FIELD_HYPER),
         FIELD(lockd_owner, foreign_pid, FIELD_UNSIGNED), FIELD(lockd_owner, kill_sent, FIELD_BOOL),

@@ -7,8 +7,10 @@
  */
 #include "storage.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <libmount.h>
 #include <limits.h>
 #include <linux/openat2.h>
@@ -25,6 +27,8 @@
 #include "cleanup.h"
 #include "fault.h"
 #include "hash.h"
+
+#define STORAGE_STACK_MAX 8 /* devices on top of each other */
 
 typedef struct Mount {
         UT_hash_handle hh;
@@ -43,28 +47,94 @@ struct Storage {
         char description[PATH_MAX + 64];
 };
 
-/* A disk that answers or fails, as opposed to one that may wait for ever (loop, nbd, multipath, iSCSI). */
-static bool is_plain_disk(dev_t dev)
+/* One line of a file in sysfs; "" when there is none. */
+static void read_sysfs(const char *device, const char *file, char *buf, size_t size)
 {
-        char path[64], target[PATH_MAX], uuid[128] = "";
-        ssize_t n;
+        char path[PATH_MAX];
         FILE *f;
+
+        (void)snprintf(path, sizeof(path), "/sys/class/block/%s/%s", device, file);
+        f = fopen(path, "re");
+        if (!f || !fgets(buf, (int)size, f))
+                buf[0] = '\0';
+        if (f)
+                (void)fclose(f);
+}
+
+/* The controllers of an NVMe disk with a path of its own for each: all on the bus of this machine? */
+static bool is_local_nvme(const char *device)
+{
+        char pattern[PATH_MAX], transport[32];
+        glob_t found;
+        bool local;
+
+        (void)snprintf(pattern, sizeof(pattern), "/sys/class/block/%s/device/nvme*/transport", device);
+        local = glob(pattern, 0, NULL, &found) == 0 && found.gl_pathc > 0;
+        for (size_t i = 0; local && i < found.gl_pathc; i++) {
+                FILE *f = fopen(found.gl_pathv[i], "re");
+
+                local = f && fgets(transport, sizeof(transport), f) && strncmp(transport, "pcie", 4) == 0;
+                if (f)
+                        (void)fclose(f);
+        }
+        globfree(&found);
+        return local;
+}
+
+/* A disk that answers or fails, as opposed to one that may wait for ever; also all that it is made of. */
+static bool is_plain_disk(const char *device, int depth)
+{
+        static const char *const waiting[] = { "/block/loop", "/block/nbd", "/block/rbd", "/block/drbd", "/session", "/rport-",
+                                               "/nvme-fabrics" };
+        char path[PATH_MAX], target[PATH_MAX], text[256];
+        struct dirent *entry;
+        bool plain = true;
+        ssize_t n;
+        DIR *dir;
+
+        (void)snprintf(path, sizeof(path), "/sys/class/block/%s", device);
+        n = readlink(path, target, sizeof(target) - 1);
+        if (n <= 0 || depth == 0)
+                return false;
+        target[n] = '\0';
+        for (size_t i = 0; i < sizeof(waiting) / sizeof(waiting[0]); i++)
+                if (strstr(target, waiting[i]))
+                        return false;
+        read_sysfs(device, "dm/uuid", text, sizeof(text));
+        if (strstr(text, "mpath-"))
+                return false;
+        read_sysfs(device, "partition", text, sizeof(text));
+        if (*text) {
+                char *slash = strrchr(target, '/');
+
+                *slash = '\0';
+                slash = strrchr(target, '/');
+                return slash && is_plain_disk(slash + 1, depth - 1);
+        }
+        if (strstr(target, "/nvme-subsystem/") && !is_local_nvme(device))
+                return false;
+        (void)snprintf(path, sizeof(path), "/sys/class/block/%s/slaves", device);
+        dir = opendir(path);
+        while (dir && plain && (entry = readdir(dir)))
+                if (entry->d_name[0] != '.')
+                        plain = is_plain_disk(entry->d_name, depth - 1);
+        if (dir)
+                (void)closedir(dir);
+        return plain;
+}
+
+static bool is_plain_number(dev_t dev)
+{
+        char path[64], target[PATH_MAX], *slash;
+        ssize_t n;
 
         (void)snprintf(path, sizeof(path), "/sys/dev/block/%u:%u", major(dev), minor(dev));
         n = readlink(path, target, sizeof(target) - 1);
-        if (n < 0)
+        if (n <= 0)
                 return false;
         target[n] = '\0';
-        if (strstr(target, "/block/loop") || strstr(target, "/block/nbd") || strstr(target, "/session"))
-                return false;
-        (void)snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/dm/uuid", major(dev), minor(dev));
-        f = fopen(path, "re");
-        if (f) {
-                if (!fgets(uuid, sizeof(uuid), f))
-                        uuid[0] = '\0';
-                (void)fclose(f);
-        }
-        return strncmp(uuid, "mpath-", 6) != 0;
+        slash = strrchr(target, '/');
+        return slash && is_plain_disk(slash + 1, STORAGE_STACK_MAX);
 }
 
 static bool is_local_type(struct libmnt_fs *fs)
@@ -86,7 +156,7 @@ static bool is_local_type(struct libmnt_fs *fs)
                 /* btrfs gives its mounts numbers of their own; its source is a node in /dev */
                 if (major(dev) == 0)
                         dev = source && stat(source, &st) == 0 && S_ISBLK(st.st_mode) ? st.st_rdev : 0;
-                return is_plain_disk(dev);
+                return is_plain_number(dev);
         }
         return false;
 }
