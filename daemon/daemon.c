@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,6 +34,7 @@
 #include "virtlock.h"
 
 #define HOLDERS_LOGGED_MAX 100
+#define LOOP_PAUSE_MSEC 100
 
 typedef enum ServerKind { SERVER_LOCK, SERVER_ADMIN, SERVERS } ServerKind;
 
@@ -57,12 +59,19 @@ typedef struct Daemon {
         sd_event_source *mounts, *idle, *ending, *quiet;
         sd_event_source *signals[6];
         char *state; /* that this image was executed with; NULL: a fresh start */
+        int state_fd;
         Upgrade *upgrade;
         RestoreParts parts;
         unsigned long long generation; /* of the storage's table, as last seen */
 } Daemon;
 
 static const char *const limit_names[SERVERS] = { "max_clients", "admin_max_clients" };
+
+/* Executed with a state: whatever is wrong, to end now would release every lock. */
+static bool keeps_locks(const Daemon *daemon)
+{
+        return daemon->state && !daemon->options->check_state;
+}
 
 static void log_holders(const Daemon *daemon)
 {
@@ -248,10 +257,13 @@ static void stop(void *userdata)
 /* What the state names, as it is now. */
 static void collect_parts(Daemon *daemon)
 {
-        char *unknown = daemon->parts.unknown;
+        const RestoreParts old = daemon->parts;
 
         daemon->parts = (RestoreParts){
-                .unknown = unknown,
+                .unknown = old.unknown,
+                .strays = old.strays,
+                .n_strays = old.n_strays,
+                .expected = { daemon->config.lock_socket, daemon->config.admin_socket },
                 .lockspaces = daemon->lockspaces,
                 .owners = daemon->owners,
                 .reaper = daemon->reaper,
@@ -325,7 +337,7 @@ static int open_socket(Daemon *daemon, ServerKind kind, char **names, int n_name
         if (server->fd >= 0)
                 r = listener_guard(server->fd, &server->guard);
         else {
-                r = listener_bind(path, &server->fd, &server->guard);
+                r = listener_bind(path, keeps_locks(daemon), &server->fd, &server->guard);
                 if (r == 0 && !(server->path = strdup(path)))
                         r = FAULT(-ENOMEM);
         }
@@ -355,6 +367,7 @@ static int restore(Daemon *daemon)
         int r;
 
         collect_parts(daemon);
+        daemon->parts.state_fd = daemon->state_fd;
         r = restore_tables(&daemon->parts, daemon->state, daemon->options->check_state);
         for (int i = 0; i < SERVERS; i++) {
                 daemon->servers[i].fd = daemon->parts.fds[i];
@@ -419,12 +432,6 @@ static int add_timeout(Daemon *daemon)
         for (int i = 0; i < SERVERS; i++)
                 peer_set_on_empty(daemon->servers[i].peers, on_empty, daemon);
         return 0;
-}
-
-/* Executed with a state: whatever is wrong, to end now would release every lock. */
-static bool keeps_locks(const Daemon *daemon)
-{
-        return daemon->state && !daemon->options->check_state;
 }
 
 static int set_up(Daemon *daemon, char **why)
@@ -507,6 +514,7 @@ static void tear_down(Daemon *daemon)
         free(daemon->config_path);
         free(daemon->state);
         free(daemon->parts.unknown);
+        free(daemon->parts.strays);
 }
 
 static int write_pid_file(const char *path)
@@ -554,15 +562,12 @@ int daemon_run(const DaemonOptions *options)
         int r, code = EXIT_OK;
 
         fds_raise_limit();
-        r = restore_take_state(&daemon.state);
+        r = restore_take_state(&daemon.state, &daemon.state_fd);
         if (options->check_state)
                 return check_state(&daemon);
-        if (r < 0) {
-                log_error("the state cannot be read: %s (%s); what came along stays open", strerror(-r), fault_trail());
-                daemon.state = strdup("");
-        }
         daemon.config_path = options->config ? strdup(options->config) : config_default_path(options->session);
-        r = daemon.config_path ? set_up(&daemon, &why) : -ENOMEM;
+        if (r == 0)
+                r = daemon.config_path ? set_up(&daemon, &why) : -ENOMEM;
         if (r == 0 && options->pid_file) {
                 r = write_pid_file(options->pid_file);
                 if (r < 0 && daemon.state) {
@@ -572,12 +577,14 @@ int daemon_run(const DaemonOptions *options)
                 if (r < 0 && asprintf(&why, "cannot write %s: %s", options->pid_file, strerror(-r)) < 0)
                         why = NULL;
         }
-        if (r < 0 && daemon.state) {
-                /* To end would release every lock of this host. Without tables nothing can be served, but all stays locked. */
-                log_error("lockd cannot go on: %s (%s); it keeps the fds of all locks open and serves nobody until it is killed",
-                          why ? why : strerror(-r), fault_trail());
-                for (;;)
-                        (void)pause();
+        if (r < 0 && daemon.state_fd >= 0) {
+                /* To end would release every lock of this host. */
+                log_error("lockd cannot serve yet: %s (%s); every lock stays, trying again", why ? why : strerror(-r), fault_trail());
+                upgrade_again(daemon.state_fd, options->argv);
+        }
+        if (daemon.state_fd >= 0) {
+                daemon.state_fd = close_fd(daemon.state_fd);
+                (void)close_range(STDERR_FILENO + 1, ~0U, CLOSE_RANGE_CLOEXEC);
         }
         if (r < 0) {
                 fprintf(stderr, "lockd: %s\n", why ? why : strerror(-r));
@@ -593,9 +600,11 @@ int daemon_run(const DaemonOptions *options)
                         leave_stderr();
                 (void)sd_notify(0, "READY=1");
                 /* A loop that fails is no reason to let go of locks: it is entered again. */
-                while ((r = sd_event_loop(daemon.loop)) < 0 && r != -ECHILD)
-                        log_error("the event loop failed: %s", strerror(-r));
-                code = r < 0 ? EXIT_SOFTWARE : r;
+                free(TAKE_PTR(daemon.state));
+                while ((code = sd_event_loop(daemon.loop)) < 0) {
+                        log_error("the event loop failed: %s", strerror(-code));
+                        (void)poll(NULL, 0, LOOP_PAUSE_MSEC);
+                }
                 if (options->pid_file)
                         (void)unlink(options->pid_file);
         }

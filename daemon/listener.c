@@ -256,7 +256,7 @@ int listener_guard(int fd, int *ret_guard)
         return take_guard(address.sun_path, ret_guard) == LISTENER_E_TAKEN ? LISTENER_E_TAKEN : 0;
 }
 
-int listener_bind(const char *path, int *ret_fd, int *ret_guard)
+int listener_bind(const char *path, bool again, int *ret_fd, int *ret_guard)
 {
         struct sockaddr_un address = { .sun_family = AF_UNIX };
         _cleanup_fd_ int fd = -1, guard = -1;
@@ -269,9 +269,9 @@ int listener_bind(const char *path, int *ret_fd, int *ret_guard)
         if (r < 0)
                 return PASS(r);
         r = take_guard(path, &guard);
-        if (r != 0)
+        if (r != 0 && !again)
                 return PASS(r);
-        if (is_served(&address))
+        if (!again && is_served(&address))
                 return LISTENER_E_TAKEN;
         if (unlink(path) < 0 && errno != ENOENT)
                 return FAULT(-errno);

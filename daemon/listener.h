@@ -18,8 +18,9 @@ enum {
 
 /* Binds a socket at path (its directory is made if missing), unless another lockd has path's guard or a daemon of this
  * protocol answers a PING there within a second. A dead socket file is replaced. 0 with the socket and the guard (a lock
- * file, to be kept open as long as the socket is served), LISTENER_E_TAKEN, or -errno. */
-int listener_bind(const char *path, int *ret_fd, int *ret_guard);
+ * file, to be kept open as long as the socket is served; -1: none), LISTENER_E_TAKEN, or -errno. again: this process served
+ * there before, and nobody else is asked. */
+int listener_bind(const char *path, bool again, int *ret_fd, int *ret_guard);
 
 /* The guard of a socket that was handed to us, so that no two daemons take connections from it. 0 (with -1 when it has no
  * path or no guard can be made), or LISTENER_E_TAKEN. */

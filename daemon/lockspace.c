@@ -424,14 +424,16 @@ static int take(LockspaceTable *table, Lockspace *lockspace, StorageFile *file, 
 static int look_and_take(LockspaceTable *table, Lockspace *lockspace, Resource *resource, const AcquireRequest *request,
                          LockspaceRefusal *refusal)
 {
+        const bool create = request->autocreate && !resource && !is_full(table);
         StorageFile file;
         Lease *lease;
         int r;
 
-        r = storage_look(table->storage, refusal->path, !*lockspace->path, request->autocreate && !resource, &file,
-                         &refusal->step);
+        r = storage_look(table->storage, refusal->path, !*lockspace->path, create, &file, &refusal->step);
         lease = r == 0 ? lease_find(table->leases, &file.look.id) : NULL;
-        if (r != 0)
+        if (r == -ENOENT && request->autocreate && is_full(table))
+                r = LOCKSPACE_E_MANY_HOLDS; /* and no file is left behind */
+        else if (r != 0)
                 r = verdict(r);
         else if (resource && resource->lease != lease) {
                 /* The file was replaced under a name that is shared: one name cannot be two files. */

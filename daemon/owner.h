@@ -18,6 +18,7 @@
 
 #define OWNER_UUID_LEN 16
 #define OWNER_NAME_MAX 1024
+#define OWNER_ID_LOST UINT32_MAX /* with pid 0: stands for an owner that was lost, and that may live */
 
 typedef struct Owner Owner;
 typedef struct OwnerTable OwnerTable;

@@ -342,7 +342,9 @@ int reaper_resume(Reaper *reaper, Owner *owner, ReaperState state, bool kill_sen
         death = owner->death;
         if (owner_is_gone(owner))
                 start_dying(death);
-        else if (!owner->dead && (state == REAPER_KILLING || state == REAPER_UNKILLABLE)) {
+        else if (owner->dead)
+                r = arm(death, REAPER_ORPHAN_USEC);
+        else if (state == REAPER_KILLING || state == REAPER_UNKILLABLE) {
                 death->state = state;
                 death->killed = kill_sent;
                 r = state == REAPER_KILLING ? arm(death, left) : 0;

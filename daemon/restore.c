@@ -13,6 +13,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #define LOG_SOURCE "upgrade"
@@ -24,51 +27,41 @@
 #include "snapshot.h"
 #include "state.h"
 
-int restore_take_state(char **ret)
+int restore_take_state(char **ret, int *ret_fd)
 {
         const char *value = getenv(RESTORE_VARIABLE);
         _cleanup_free_ char *text = NULL;
-        _cleanup_fd_ int fd = -1;
-        size_t size = 0;
-        FILE *file;
+        struct stat st;
+        size_t len = 0;
 
         *ret = NULL;
+        *ret_fd = -1;
         if (!value)
                 return 0;
-        fd = atoi(value);
+        *ret_fd = atoi(value);
         (void)unsetenv(RESTORE_VARIABLE);
-        file = fdopen(fd, "re");
-        if (!file)
+        if (fstat(*ret_fd, &st) < 0)
                 return FAULT(-errno);
-        TAKE_FD(fd);
-        errno = 0;
-        if (getdelim(&text, &size, '\0', file) < 0) {
-                int r = errno ? -errno : -EBADMSG;
+        text = malloc((size_t)st.st_size + 1);
+        if (!text)
+                return FAULT(-ENOMEM);
+        while (len < (size_t)st.st_size) {
+                ssize_t n = pread(*ret_fd, text + len, (size_t)st.st_size - len, (off_t)len);
 
-                fclose(file);
-                return FAULT(r);
+                if (n <= 0)
+                        return FAULT(n < 0 ? -errno : -EBADMSG);
+                len += (size_t)n;
         }
-        fclose(file);
+        text[len] = '\0';
         *ret = TAKE_PTR(text);
         return 0;
 }
 
-static int add_line(char **text, const char *line)
-{
-        char *longer;
-
-        if (asprintf(&longer, "%s%s\n", *text ? *text : "", line) < 0)
-                return FAULT(-ENOMEM);
-        free(*text);
-        *text = longer;
-        return 0;
-}
-
 /* Calls handle for each record until it fails; only: the start of the lines that matter,
- * NULL: all do. strict: also a line that cannot be read is a failure. The text is left as it was. Lines of an unknown kind are added to
- * *unknown, if that is not NULL. */
+ * NULL: all do. strict: also a line that cannot be read is a failure. The text is left as it was. Lines of an unknown kind go to
+ * unknown, if that is not NULL. */
 static int for_each_record(const char *state, int (*handle)(StateKind kind, StateRecord *record, void *userdata), void *userdata,
-                           char **unknown, const char *only, bool strict)
+                           FILE *unknown, const char *only, bool strict)
 {
         _cleanup_free_ char *line = NULL;
         size_t size = 0;
@@ -96,9 +89,9 @@ static int for_each_record(const char *state, int (*handle)(StateKind kind, Stat
                 state += len + (state[len] == '\n');
                 r = state_read(line, &kind, &record);
                 if (r == STATE_E_UNKNOWN) {
-                        r = unknown ? add_line(unknown, line) : 0;
-                        if (r == 0)
-                                continue;
+                        if (unknown)
+                                (void)fprintf(unknown, "%s\n", line);
+                        continue;
                 }
                 if (r < 0 && !strict) {
                         log_error("a line of the state cannot be read: %s (%s): %.200s", strerror(-r), fault_trail(), line);
@@ -114,33 +107,49 @@ static int for_each_record(const char *state, int (*handle)(StateKind kind, Stat
         return 0;
 }
 
+/* An eventfd of its own for each number: epoll refuses a file that is watched in too many ways. */
+static int stand_in_at(int number)
+{
+        int fd, r;
+
+        if (number <= STDERR_FILENO)
+                return 0;
+        fd = eventfd(0, EFD_CLOEXEC);
+        if (fd == number)
+                return 0;
+        r = fd < 0 || dup2(fd, number) < 0 ? FAULT(-errno) : 0;
+        close_fd(fd);
+        return r;
+}
+
 static int stand_in(StateKind kind, StateRecord *record, void *userdata)
 {
-        int *eventfd_number = userdata, fd = -1;
+        int r;
 
-        if (kind == STATE_LISTENER && record->listener.guard >= 3 && record->listener.guard != *eventfd_number &&
-            dup2(*eventfd_number, record->listener.guard) < 0)
-                return FAULT(-errno);
-        if (kind == STATE_LISTENER)
-                fd = record->listener.fd;
-        else if (kind == STATE_OWNER)
-                fd = record->owner.pidfd;
-        else if (kind == STATE_PEER)
-                fd = record->peer.fd;
-        else if (kind == STATE_LEASE)
-                fd = record->lease.fd;
-        if (fd < 3 || fd == *eventfd_number)
+        (void)userdata;
+        switch (kind) {
+        case STATE_LISTENER:
+                r = stand_in_at(record->listener.fd);
+                return r < 0 ? PASS(r) : PASS(stand_in_at(record->listener.guard));
+        case STATE_OWNER:
+                return PASS(stand_in_at(record->owner.pidfd));
+        case STATE_PEER:
+                return PASS(stand_in_at(record->peer.fd));
+        case STATE_LEASE:
+                return PASS(stand_in_at(record->lease.fd));
+        case STATE_STRAY:
+                return PASS(stand_in_at(record->stray.fd));
+        case STATE_HEADER:
+        case STATE_LOCKSPACE:
+        case STATE_END:
+        default:
                 return 0;
-        return dup2(*eventfd_number, fd) < 0 ? FAULT(-errno) : 0;
+        }
 }
 
 int restore_stand_in(const char *state)
 {
-        int fd = eventfd(0, EFD_CLOEXEC);
-
-        if (fd < 0)
-                return FAULT(-errno);
-        return PASS(for_each_record(state, stand_in, &fd, NULL, NULL, true));
+        return PASS(for_each_record(state, stand_in, NULL, NULL, NULL, true));
 }
 
 /* number -> object, while the state is read. */
@@ -153,7 +162,7 @@ typedef struct Ref {
 typedef struct Restore {
         RestoreParts *parts;
         bool trial;
-        bool ended;
+        bool begun, ended;
         int problems;
         Ref *owners, *callers;
         lockd_end seen;
@@ -229,10 +238,31 @@ static int restore_header(Restore *restore, const lockd_header *header)
         if (header->binary.lockd_bytes_len > 0)
                 restore->parts->binary = strdup(header->binary.lockd_bytes_val);
         restore->parts->ending = header->ending;
+        restore->begun = true;
         lease_set_newest(lockspace_leases(restore->parts->lockspaces), header->lease_newest);
         peer_set_set_newest(restore->parts->peers[RESTORE_LOCK], header->peer_newest);
         owner_table_set_newest(restore->parts->owners, header->owner_newest);
         return 0;
+}
+
+static int add_stray(RestoreParts *parts, int fd)
+{
+        int *strays = reallocarray(parts->strays, parts->n_strays + 1, sizeof(*strays));
+
+        if (!strays)
+                return FAULT(-ENOMEM);
+        strays[parts->n_strays++] = fd;
+        parts->strays = strays;
+        return 0;
+}
+
+/* An fd of which nothing is known but that it may be a lock: it goes along from image to image. */
+static int restore_stray(Restore *restore, const lockd_stray *record)
+{
+        int r = add_stray(restore->parts, record->fd);
+
+        claim(restore, record->fd);
+        return r < 0 ? problem(restore, "stray fd", (uint64_t)record->fd, r) : 0;
 }
 
 static int restore_listener(Restore *restore, const lockd_listener *record)
@@ -258,6 +288,7 @@ static int restore_lockspace(Restore *restore, const lockd_lockspace *record)
 {
         int r = lockspace_restore(restore->parts->lockspaces, text_of(&record->path), record->extra.lockd_bytes_val);
 
+        restore->seen.lockspaces += r == 0;
         return r < 0 ? problem(restore, text_of(&record->path), 0, r) : 0;
 }
 
@@ -325,7 +356,7 @@ static void verify(Restore *restore, const lockd_record *record)
 static Owner *nobody(Restore *restore)
 {
         static char name[] = "unknown";
-        const Owner seed = { .name = name, .key = { .id = UINT32_MAX }, .id = UINT32_MAX, .pidfd = -1 };
+        const Owner seed = { .name = name, .key = { .id = OWNER_ID_LOST }, .id = OWNER_ID_LOST, .pidfd = -1 };
 
         if (!restore->nobody && owner_restore(restore->parts->owners, &seed, &restore->nobody) == 0) {
                 restore->nobody->number = owner_table_newest(restore->parts->owners) + 1;
@@ -383,12 +414,13 @@ static int restore_end(Restore *restore, const lockd_end *end)
         const lockd_end *seen = &restore->seen;
 
         restore->ended = true;
-        if (end->leases == seen->leases && end->holds == seen->holds && end->owners == seen->owners && end->peers == seen->peers)
+        if (restore->begun && memcmp(end, seen, sizeof(*end)) == 0)
                 return 0;
-        log_error("the state had %llu leases, %llu holds, %llu owners, %llu connections; restored were %llu, %llu, %llu, %llu",
+        log_error("the state%s had %llu lockspaces, %llu leases, %llu holds, %llu owners, %llu connections; restored were %llu, %llu, "
+                  "%llu, %llu, %llu", restore->begun ? "" : " has no beginning; it", (unsigned long long)end->lockspaces,
                   (unsigned long long)end->leases, (unsigned long long)end->holds, (unsigned long long)end->owners,
-                  (unsigned long long)end->peers, (unsigned long long)seen->leases, (unsigned long long)seen->holds,
-                  (unsigned long long)seen->owners, (unsigned long long)seen->peers);
+                  (unsigned long long)end->peers, (unsigned long long)seen->lockspaces, (unsigned long long)seen->leases,
+                  (unsigned long long)seen->holds, (unsigned long long)seen->owners, (unsigned long long)seen->peers);
         return restore->trial ? FAULT(-EBADMSG) : 0;
 }
 
@@ -409,6 +441,8 @@ static int restore_record(StateKind kind, StateRecord *record, void *userdata)
                 return PASS(restore_peer(restore, &record->peer));
         case STATE_LEASE:
                 return PASS(restore_lease(restore, &record->lease));
+        case STATE_STRAY:
+                return PASS(restore_stray(restore, &record->stray));
         case STATE_END:
         default:
                 return PASS(restore_end(restore, &record->end));
@@ -464,11 +498,31 @@ static int resume(Restore *restore, const char *state)
         return PASS(r);
 }
 
+/* Is it the listening socket of a server that has lost its record? */
+static bool adopt_listener(Restore *restore, int fd)
+{
+        RestoreParts *parts = restore->parts;
+        struct sockaddr_un address = { 0 };
+        socklen_t len = sizeof(address);
+        int listening = 0;
+        socklen_t size = sizeof(listening);
+
+        if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) < 0 || !listening ||
+            getsockname(fd, (struct sockaddr *)&address, &len) < 0)
+                return false;
+        for (int i = 0; i < RESTORE_SERVERS; i++)
+                if (parts->fds[i] < 0 && parts->expected[i] && strcmp(parts->expected[i], address.sun_path) == 0) {
+                        parts->fds[i] = fd;
+                        return true;
+                }
+        return false;
+}
+
 /* An fd that came along and that no record has: if it is locked, it becomes a lease of nobody; it is kept in any case. */
 static void adopt_unclaimed(Restore *restore, int fd)
 {
         char link[48], target[PATH_MAX];
-        Lockfile file;
+        Lockfile file = LOCKFILE_NONE;
         ssize_t n;
         int r;
 
@@ -493,9 +547,12 @@ static void adopt_unclaimed(Restore *restore, int fd)
                 };
 
                 r = restore_lease(restore, &record);
-        }
+        } else if (adopt_listener(restore, fd))
+                r = 0;
+        else
+                (void)add_stray(restore->parts, fd);
         log_error("fd %d (%s) came with the upgrade, but no record has it: it stays open%s", fd, log_name(target),
-                  r == 0 ? " and is listed under the owner 'unknown'" : "");
+                  file.fd >= 0 && r == 0 ? " and is listed under the owner 'unknown'" : "");
 }
 
 static void adopt_all_unclaimed(Restore *restore)
@@ -531,18 +588,23 @@ static int note_inherited(Restore *restore)
 int restore_tables(RestoreParts *parts, const char *state, bool trial)
 {
         Restore restore = { .parts = parts, .trial = trial };
-        int r = note_inherited(&restore);
+        size_t unknown_len = 0;
+        FILE *unknown = open_memstream(&parts->unknown, &unknown_len);
+        int r = unknown ? note_inherited(&restore) : FAULT(-ENOMEM);
 
+        claim(&restore, parts->state_fd);
         if (r == 0)
-                r = for_each_record(state, restore_record, &restore, &parts->unknown, NULL, trial);
+                r = for_each_record(state, restore_record, &restore, unknown, NULL, trial);
+        if (unknown)
+                (void)fclose(unknown);
+        if (unknown_len == 0)
+                free(TAKE_PTR(parts->unknown));
         if (r == 0 && !restore.ended)
                 r = trial ? FAULT(-EBADMSG) : (log_error("the state has no end: it was cut off"), 0);
         if (r == 0)
                 r = resume(&restore, state);
-        if (r == 0 && !trial) {
+        if (r == 0 && !trial)
                 adopt_all_unclaimed(&restore);
-                (void)close_range(3, ~0U, CLOSE_RANGE_CLOEXEC);
-        }
         refs_free(restore.owners);
         refs_free(restore.callers);
         free(restore.claimed);

@@ -27,15 +27,20 @@ typedef struct RestoreParts {
         char *paths[RESTORE_SERVERS]; /* NULL: not ours to remove */
         char *binary;                 /* where the next image is looked for; NULL: not known */
         bool ending;                  /* a TERM waits for the last lease to go */
+        int state_fd;                 /* where the state came from: none of the fds that it is about */
+        const char *expected[RESTORE_SERVERS]; /* where the configuration has the sockets */
+        int *strays;                  /* fds that may be locks, and of which nothing else is known */
+        size_t n_strays;
         char *unknown;                /* lines of kinds that are not known here; NULL: none */
 } RestoreParts;
 
-/* The state that this image was executed with, to be freed; NULL: none. Takes it out of the environment. -errno. */
-int restore_take_state(char **ret);
+/* The state that this image was executed with, to be freed; NULL: none. Takes it out of the environment. *ret_fd is where it
+ * came from: kept open, and inheritable, for upgrade_again(). -errno: it cannot be read. */
+int restore_take_state(char **ret, int *ret_fd);
 
 /* For --check-state, before anything else is opened: puts a stand-in under every fd number of the state. */
 int restore_stand_in(const char *state);
 
 /* Builds the tables. trial: the fds are stand-ins, and the first thing that cannot be restored is a failure, told on
- * stderr. Else that is logged, and costs at most a connection. -errno: this is no state. */
+ * stderr. Else that is logged, and costs at most a connection. The fds stay inheritable. -errno: this is no state. */
 int restore_tables(RestoreParts *parts, const char *state, bool trial);

@@ -65,6 +65,8 @@ const char *rpc_advice(int number)
         case ESTALE:
         case EIO:
                 return "; the storage has a problem: look at the kernel's log";
+        case EAGAIN:
+                return "; another program has a lease on the file and is asked to give it up: try again";
         case ENOTDIR:
                 return "; a part of the path is not a directory";
         case ELOOP:

@@ -95,7 +95,10 @@ static const Field hold_fields[] = {
         FIELD_LAST,
 };
 
+static const Field stray_fields[] = { FIELD_FD(lockd_stray, fd), FIELD_LAST };
+
 static const Field end_fields[] = {
+        FIELD(lockd_end, lockspaces, FIELD_HYPER),
         FIELD(lockd_end, leases, FIELD_HYPER), FIELD(lockd_end, holds, FIELD_HYPER), FIELD(lockd_end, owners, FIELD_HYPER),
         FIELD(lockd_end, peers, FIELD_HYPER),  FIELD_LAST,
 };
@@ -110,6 +113,7 @@ static const struct {
         [STATE_OWNER] = { "owner", owner_fields },
         [STATE_PEER] = { "peer", peer_fields },
         [STATE_LEASE] = { "lease", lease_fields },
+        [STATE_STRAY] = { "stray", stray_fields },
         [STATE_END] = { "end", end_fields },
 };
 

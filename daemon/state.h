@@ -24,6 +24,7 @@ typedef enum StateKind {
         STATE_OWNER,
         STATE_PEER,
         STATE_LEASE,
+        STATE_STRAY,
         STATE_END,
 } StateKind;
 
@@ -34,6 +35,7 @@ typedef union StateRecord {
         lockd_owner owner;
         lockd_peer peer;
         lockd_record lease; /* of its holds' owners only the number */
+        lockd_stray stray;
         lockd_end end;
 } StateRecord;
 

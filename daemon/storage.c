@@ -32,7 +32,6 @@
 
 typedef struct Mount {
         UT_hash_handle hh;
-        int id;
         bool local;
         char *type;
         size_t len;
@@ -42,6 +41,7 @@ typedef struct Mount {
 struct Storage {
         Mount *mounts;             /* by mount point; of several at one place the last one counts */
         struct libmnt_table *fstab; /* NULL: none */
+        struct libmnt_iter *iter;
         unsigned long long generation;
         int watch;
         char description[PATH_MAX + 64];
@@ -179,13 +179,13 @@ static void mounts_freep(Mount **mounts)
 }
 
 /* The mount that path is on: the longest mount point that is path or one of its parents. */
-static Mount *mount_of(const Storage *storage, const char *path)
+static Mount *mount_in(Mount *mounts, const char *path)
 {
         size_t len = strnlen(path, PATH_MAX);
         Mount *mount;
 
         while (len > 0) {
-                HASH_FIND(hh, storage->mounts, path, len, mount);
+                HASH_FIND(hh, mounts, path, len, mount);
                 if (mount)
                         return mount;
                 while (len > 0 && path[--len] != '/')
@@ -193,30 +193,42 @@ static Mount *mount_of(const Storage *storage, const char *path)
                 while (len > 0 && path[len - 1] == '/')
                         len--;
         }
-        HASH_FIND(hh, storage->mounts, "/", 1, mount);
+        HASH_FIND(hh, mounts, "/", 1, mount);
         return mount;
+}
+
+static Mount *mount_of(const Storage *storage, const char *path)
+{
+        return mount_in(storage->mounts, path);
 }
 
 static int add_mount(Mount **mounts, struct libmnt_fs *fs)
 {
         const char *point = mnt_fs_get_target(fs), *type = mnt_fs_get_fstype(fs);
         size_t len = point ? strlen(point) : 0;
-        Mount *mount, *old, *parent, *next;
+        _cleanup_free_ char *folder = NULL;
+        Mount *mount, *old, *above;
 
         if (len == 0)
                 return 0;
         mount = calloc(1, sizeof(*mount) + len + 1);
         if (!mount)
                 return FAULT(-ENOMEM);
-        mount->id = mnt_fs_get_id(fs);
         mount->len = len;
         mount->type = strdup(type ? type : "unknown");
         memcpy(mount->point, point, len + 1);
         mount->local = is_local_type(fs);
         /* A local file system that is reached through a foreign one can hang like it. */
-        HASH_ITER(hh, *mounts, parent, next)
-                if (parent->id == mnt_fs_get_parent_id(fs) && !parent->local)
-                        mount->local = false;
+        folder = strdup(point);
+        if (!folder) {
+                free(mount->type);
+                free(mount);
+                return FAULT(-ENOMEM);
+        }
+        *strrchr(folder, '/') = '\0';
+        above = len > 1 ? mount_in(*mounts, *folder ? folder : "/") : NULL;
+        if (above && !above->local)
+                mount->local = false;
         HASH_FIND(hh, *mounts, mount->point, len, old);
         if (old) {
                 HASH_DEL(*mounts, old);
@@ -258,8 +270,12 @@ int storage_update(Storage *storage)
 
 void storage_reload_fstab(Storage *storage)
 {
+        struct libmnt_table *fresh = mnt_new_table_from_file("/etc/fstab");
+
+        if (!fresh && access("/etc/fstab", F_OK) == 0)
+                return; /* no memory, or not readable now: what it said before is better than nothing */
         mnt_unref_table(storage->fstab);
-        storage->fstab = mnt_new_table_from_file("/etc/fstab");
+        storage->fstab = fresh;
         storage->generation++;
 }
 
@@ -271,7 +287,10 @@ int storage_new(Storage **ret)
         if (!storage)
                 return FAULT(-ENOMEM);
         storage->watch = open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
-        r = storage->watch < 0 ? FAULT(-errno) : storage_update(storage);
+        r = storage->watch < 0 ? FAULT(-errno) : 0;
+        storage->iter = mnt_new_iter(MNT_ITER_FORWARD);
+        if (r == 0)
+                r = storage->iter ? storage_update(storage) : FAULT(-ENOMEM);
         if (r < 0) {
                 storage_free(storage);
                 return PASS(r);
@@ -287,6 +306,7 @@ Storage *storage_free(Storage *storage)
                 return NULL;
         mounts_free(storage->mounts);
         mnt_unref_table(storage->fstab);
+        mnt_free_iter(storage->iter);
         close_fd(storage->watch);
         free(storage);
         return NULL;
@@ -345,7 +365,6 @@ static bool is_mounted(const Storage *storage, const char *point)
 
 const char *storage_missing_mount(const Storage *storage, const char *path, const char *require_mount)
 {
-        struct libmnt_iter *iter;
         const char *missing = NULL;
         const Mount *mount;
         struct libmnt_fs *fs;
@@ -356,14 +375,13 @@ const char *storage_missing_mount(const Storage *storage, const char *path, cons
         mount = mount_of(storage, path);
         if (mount && strcmp(mount->type, "autofs") == 0)
                 return mount->point;
-        iter = storage->fstab ? mnt_new_iter(MNT_ITER_FORWARD) : NULL;
-        while (iter && mnt_table_next_fs(storage->fstab, iter, &fs) == 0) {
+        mnt_reset_iter(storage->iter, MNT_ITER_FORWARD);
+        while (storage->fstab && mnt_table_next_fs(storage->fstab, storage->iter, &fs) == 0) {
                 const char *point = mnt_fs_get_target(fs);
 
                 if (point && *point == '/' && is_below(path, point) && !is_mounted(storage, point))
                         missing = point;
         }
-        mnt_free_iter(iter);
         return missing;
 }
 

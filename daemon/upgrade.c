@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -27,6 +28,7 @@
 #include "snapshot.h"
 #include "state.h"
 
+#define UPGRADE_AGAIN_MSEC 1000
 #define TRIAL_USEC (20U * 1000U * 1000U)
 
 struct Upgrade {
@@ -252,14 +254,21 @@ static int write_tables(const RestoreParts *parts, FILE *file, FdList *fds)
 
         if (r == 0)
                 r = write_listeners(parts, file, fds);
-        for (const Lockspace *l = lockspace_next(parts->lockspaces, NULL); r == 0 && l; l = lockspace_next(parts->lockspaces, l))
-                r = state_write(file, STATE_LOCKSPACE, &(lockd_lockspace){ .path = borrow(l->path) });
+        for (const Lockspace *l = lockspace_next(parts->lockspaces, NULL); r == 0 && l; l = lockspace_next(parts->lockspaces, l)) {
+                r = state_write(file, STATE_LOCKSPACE, &(lockd_lockspace){ .path = borrow(l->path), .extra = borrow(l->extra) });
+                end.lockspaces++;
+        }
         if (r == 0)
                 r = write_owners(parts, file, fds, &end);
         if (r == 0)
                 r = write_peers(parts, file, fds, &end);
         if (r == 0)
                 r = write_leases(parts, file, fds, &end);
+        for (size_t i = 0; r == 0 && i < parts->n_strays; i++) {
+                r = state_write(file, STATE_STRAY, &(lockd_stray){ .fd = parts->strays[i] });
+                if (r == 0)
+                        r = keep(fds, parts->strays[i]);
+        }
         if (r == 0 && parts->unknown && fputs(parts->unknown, file) < 0)
                 r = FAULT(-errno);
         if (r == 0)
@@ -367,8 +376,10 @@ static int on_trial_ended(sd_event_source *source, int fd, uint32_t revents, voi
         (void)revents;
         (void)waitid(P_PIDFD, (id_t)fd, &info, WEXITED | WNOHANG);
         if (source != upgrade->ended) {
-                /* One that was given up long ago, and has only now died. */
+                /* One that was given up long ago, and has only now died: the last reference to it. */
                 (void)sd_event_source_set_enabled(source, SD_EVENT_OFF);
+                (void)sd_event_source_set_floating(source, false);
+                (void)sd_event_source_unref(source);
                 return 0;
         }
         read_output(upgrade, said, sizeof(said));
@@ -484,4 +495,17 @@ static void execute(Upgrade *upgrade)
         (void)close_range(3, ~0U, CLOSE_RANGE_CLOEXEC);
         free(fds.fds);
         give_up(upgrade, "it cannot be executed: %s (%s)", strerror(-r), fault_trail());
+}
+
+void upgrade_again(int state_fd, char **argv)
+{
+        for (;;) {
+                char **env;
+
+                (void)poll(NULL, 0, UPGRADE_AGAIN_MSEC);
+                env = environment(state_fd);
+                if (env)
+                        (void)execve("/proc/self/exe", argv, env);
+                log_error("cannot execute this lockd again: %s", strerror(env ? errno : ENOMEM));
+        }
 }
