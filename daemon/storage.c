@@ -456,7 +456,7 @@ int storage_take(StorageFile *file, bool shared, Lockfile *ret, pid_t *holder, L
 static int unlink_local(const Storage *storage, const char *path, const Lockfile *file)
 {
         _cleanup_(place_done) LockfilePlace place = { .dirfd = -1 };
-        _cleanup_free_ char *folder = NULL;
+        char folder[PATH_MAX]; /* to give a lock back must not want memory */
         _cleanup_fd_ int dirfd = -1;
         LockfilePlace last = { .follow = false };
         const char *slash;
@@ -468,9 +468,8 @@ static int unlink_local(const Storage *storage, const char *path, const Lockfile
         if (place.resolve == 0)
                 return LOCKFILE_E_KEPT;
         slash = strrchr(place.path, '/');
-        folder = slash ? strndup(place.path, slash == place.path ? 1 : (size_t)(slash - place.path)) : strdup(".");
-        if (!folder)
-                return FAULT(-ENOMEM);
+        (void)snprintf(folder, sizeof(folder), "%.*s", slash && slash != place.path ? (int)(slash - place.path) : 1,
+                       slash ? place.path : ".");
         dirfd = open_directory(place.dirfd, folder);
         if (dirfd < 0)
                 return dirfd == -EXDEV ? LOCKFILE_E_KEPT : FAULT(dirfd);
