@@ -78,7 +78,7 @@ $(B)/tests/test_%: $(B)/tests/test_%.o $(HARNESS)
 # Preloaded into lockd to make calls fail.
 $(B)/tests/faults.so: tests/faults.c
 	@mkdir -p $(@D)
-	$(call run,LD)$(CC) -std=gnu11 -D_GNU_SOURCE $(WARNINGS) $(CFLAGS) -fPIC -shared -o $@ $<
+	$(call run,LD)$(CC) -std=gnu11 -D_GNU_SOURCE $(WARNINGS) $(CFLAGS) $(if $(SANITIZE),-DFAULTS_NO_MALLOC) -fPIC -shared -o $@ $<
 
 $(B)/tests/bench_%: $(B)/tests/bench_%.o $(HARNESS)
 	$(call run,$(if $(filter %.o,$@),CC,LD))$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(TEST_LIBS)

@@ -552,6 +552,12 @@ static int check_state(Daemon *daemon)
                 r = daemon->config_path ? set_up(daemon, &why) : -ENOMEM;
         if (r < 0)
                 fprintf(stderr, "%s\n", why ? why : strerror(-r));
+        else {
+                char proof[UPGRADE_PROOF_MAX];
+
+                upgrade_proof(&daemon->parts.seen, proof);
+                fprintf(stderr, "%s\n", proof);
+        }
         return r < 0 ? EXIT_CONFIG : EXIT_OK;
 }
 

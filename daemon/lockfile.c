@@ -222,7 +222,13 @@ static int lock_line(int fd, char *buf, size_t size)
         if (n < 0)
                 return FAULT(-errno);
         buf[n] = '\0';
-        line = strstr(buf, "lock:");
+        /* flock's locks are shown, too. */
+        for (line = strstr(buf, "lock:"); line; line = strstr(line + 1, "lock:")) {
+                line[strcspn(line, "\n")] = '\0';
+                if (strstr(line, "OFDLCK") || strstr(line, "POSIX"))
+                        break;
+                line[strlen(line)] = '\n';
+        }
         if (!line)
                 return LOCKFILE_E_STALE;
         memmove(buf, line, strlen(line) + 1);

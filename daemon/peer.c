@@ -335,7 +335,8 @@ static void on_ready(Peer *peer, uint32_t events)
         flush(peer);
         if (peer->state == PEER_CLOSING && peer->out.len == 0)
                 peer_end(peer, true);
-        /* The client must not wait for what never comes. Its own end is the hang-up when its last copy closes. */
+        /* The client must not wait for what never comes. Its own end is the hang-up when its last copy closes, or when it
+         * shuts its sending side down for all copies: also that is its deed. */
         if (peer->state == PEER_MUTE && peer->out.len == 0 && !peer->later && !peer->deaf) {
                 peer->deaf = true;
                 (void)shutdown(peer->fd, SHUT_WR);

@@ -605,6 +605,7 @@ int restore_tables(RestoreParts *parts, const char *state, bool trial)
                 r = resume(&restore, state);
         if (r == 0 && !trial)
                 adopt_all_unclaimed(&restore);
+        parts->seen = restore.seen;
         refs_free(restore.owners);
         refs_free(restore.callers);
         free(restore.claimed);

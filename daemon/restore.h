@@ -9,6 +9,7 @@
 #include "owner.h"
 #include "peer.h"
 #include "reaper.h"
+#include "record.h"
 
 /* Names the fd of the state in the environment. */
 #define RESTORE_VARIABLE "LOCKD_STATE_FD"
@@ -27,6 +28,7 @@ typedef struct RestoreParts {
         char *paths[RESTORE_SERVERS]; /* NULL: not ours to remove */
         char *binary;                 /* where the next image is looked for; NULL: not known */
         bool ending;                  /* a TERM waits for the last lease to go */
+        lockd_end seen;               /* what was restored */
         int state_fd;                 /* where the state came from: none of the fds that it is about */
         const char *expected[RESTORE_SERVERS]; /* where the configuration has the sockets */
         int *strays;                  /* fds that may be locks, and of which nothing else is known */

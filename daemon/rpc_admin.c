@@ -238,7 +238,8 @@ static int release_named(RpcCall *call, const char *lockspace, const char *name,
                 rpc_name_holder(call->error, resource->lease);
                 return RPC_E_REFUSED;
         }
-        if (resource->lease->releasing || owner_is_gone(hold->owner))
+        /* A flush to a device that never answers leaves --force; the unlock reaches the flusher's copy, too. */
+        if ((resource->lease->releasing || owner_is_gone(hold->owner)) && args->how != LOCKD_RELEASE_FORCE)
                 return refuse(call, VIRTLOCK_ERR_RESOURCE_BUSY, "Lockspace resource '%s' is being released already", name);
         ret->released = 1;
         switch (args->how) {

@@ -12,7 +12,7 @@
 #include "fault.h"
 #include "json_bytes.h"
 
-typedef enum FieldType { FIELD_UNSIGNED, FIELD_HYPER, FIELD_INT, FIELD_BOOL, FIELD_BYTES, FIELD_UUID, FIELD_HOLDS, FIELD_EXTRA } FieldType;
+typedef enum FieldType { FIELD_UNSIGNED, FIELD_HYPER, FIELD_INT, FIELD_BOOL, FIELD_BYTES, FIELD_BUFFER, FIELD_UUID, FIELD_HOLDS, FIELD_EXTRA } FieldType;
 
 typedef struct Field {
         const char *name;
@@ -64,8 +64,8 @@ static const Field peer_fields[] = {
         FIELD(lockd_peer, own, FIELD_BOOL),             FIELD(lockd_peer, restricted, FIELD_BOOL),
         FIELD(lockd_peer, last, FIELD_UNSIGNED),        FIELD(lockd_peer, state, FIELD_UNSIGNED),
         FIELD(lockd_peer, half_closed, FIELD_BOOL),     FIELD(lockd_peer, deaf, FIELD_BOOL),
-        FIELD(lockd_peer, refusal, FIELD_BYTES),        FIELD(lockd_peer, input, FIELD_BYTES),
-        FIELD(lockd_peer, output, FIELD_BYTES),         FIELD(lockd_peer, later, FIELD_UNSIGNED),
+        FIELD(lockd_peer, refusal, FIELD_BYTES),        FIELD(lockd_peer, input, FIELD_BUFFER),
+        FIELD(lockd_peer, output, FIELD_BUFFER),         FIELD(lockd_peer, later, FIELD_UNSIGNED),
         FIELD(lockd_peer, waits_for, FIELD_HYPER),      FIELD(lockd_peer, waited_holds, FIELD_HYPER),
         FIELD(lockd_peer, call_version, FIELD_UNSIGNED), FIELD(lockd_peer, call_procedure, FIELD_INT),
         FIELD(lockd_peer, call_serial, FIELD_UNSIGNED), FIELD_REST(lockd_peer),
@@ -138,6 +138,43 @@ static json_object *holds_to_json(const void *value)
         return array;
 }
 
+static const char digits[] = "0123456789abcdef";
+
+/* Bytes of a connection: hexadecimal, whatever they are. */
+static json_object *buffer_to_json(const lockd_bytes *bytes)
+{
+        char *text = malloc(2 * (size_t)bytes->lockd_bytes_len + 1);
+        json_object *string;
+
+        if (!text)
+                return NULL;
+        for (u_int i = 0; i < bytes->lockd_bytes_len; i++) {
+                text[2 * i] = digits[(unsigned char)bytes->lockd_bytes_val[i] >> 4];
+                text[2 * i + 1] = digits[(unsigned char)bytes->lockd_bytes_val[i] & 15];
+        }
+        string = json_object_new_string_len(bytes->lockd_bytes_len ? text : "", (int)(2 * bytes->lockd_bytes_len));
+        free(text);
+        return string;
+}
+
+static int buffer_from_json(json_object *value, lockd_bytes *ret)
+{
+        const char *text = json_object_is_type(value, json_type_string) ? json_object_get_string(value) : NULL;
+        size_t n = text ? (size_t)json_object_get_string_len(value) / 2 : 0;
+        char *bytes;
+
+        if (!text || strspn(text, digits) != 2 * n || text[2 * n])
+                return FAULT(-EBADMSG);
+        bytes = malloc(n + 1);
+        if (!bytes)
+                return FAULT(-ENOMEM);
+        for (size_t i = 0; i < n; i++)
+                bytes[i] = (char)((strchr(digits, text[2 * i]) - digits) << 4 | (strchr(digits, text[2 * i + 1]) - digits));
+        bytes[n] = '\0';
+        *ret = (lockd_bytes){ .lockd_bytes_len = (u_int)n, .lockd_bytes_val = bytes };
+        return 0;
+}
+
 static json_object *value_to_json(const Field *field, const char *value)
 {
         char hex[2 * LOCKD_UUID_LEN + 1];
@@ -155,6 +192,8 @@ static json_object *value_to_json(const Field *field, const char *value)
         case FIELD_BYTES:
                 bytes = (const lockd_bytes *)(const void *)value;
                 return json_from_bytes(bytes->lockd_bytes_val, bytes->lockd_bytes_len);
+        case FIELD_BUFFER:
+                return buffer_to_json((const lockd_bytes *)(const void *)value);
         case FIELD_UUID:
                 for (int i = 0; i < LOCKD_UUID_LEN; i++)
                         (void)sprintf(hex + 2 * i, "%02x", (unsigned char)value[i]);
@@ -296,6 +335,8 @@ static int value_from_json(const Field *field, json_object *value, char *ret)
                 return 0;
         case FIELD_BYTES:
                 return PASS(bytes_from_json(value, (lockd_bytes *)(void *)ret));
+        case FIELD_BUFFER:
+                return PASS(buffer_from_json(value, (lockd_bytes *)(void *)ret));
         case FIELD_UUID:
                 return PASS(uuid_from_json(value, ret));
         case FIELD_HOLDS:
@@ -390,7 +431,7 @@ static void free_fields(const Field *fields, void *record)
         for (const Field *field = fields; field->name; field++) {
                 char *place = (char *)record + field->offset;
 
-                if (field->type == FIELD_BYTES || field->type == FIELD_EXTRA)
+                if (field->type == FIELD_BYTES || field->type == FIELD_BUFFER || field->type == FIELD_EXTRA)
                         free(((lockd_bytes *)(void *)place)->lockd_bytes_val);
                 else if (field->type == FIELD_HOLDS) {
                         lockd_record *lease = record;

@@ -42,6 +42,7 @@ struct Upgrade {
         int output;    /* what the trial says on stderr */
         pid_t trial;
         sd_event_source *ended, *deadline;
+        char proof[UPGRADE_PROOF_MAX]; /* that the trial has to give */
         char why[2048]; /* the last attempt failed */
 };
 
@@ -238,7 +239,7 @@ static int write_leases(const RestoreParts *parts, FILE *file, FdList *fds, lock
         return 0;
 }
 
-static int write_tables(const RestoreParts *parts, FILE *file, FdList *fds)
+static int write_tables(const RestoreParts *parts, FILE *file, FdList *fds, lockd_end *ret_end)
 {
         lockd_header header = {
                 .format = STATE_FORMAT,
@@ -273,11 +274,20 @@ static int write_tables(const RestoreParts *parts, FILE *file, FdList *fds)
                 r = FAULT(-errno);
         if (r == 0)
                 r = state_write(file, STATE_END, &end);
+        *ret_end = end;
         return PASS(r);
 }
 
+void upgrade_proof(const lockd_end *restored, char buf[UPGRADE_PROOF_MAX])
+{
+        (void)snprintf(buf, UPGRADE_PROOF_MAX, "restored: %llu lockspaces, %llu leases, %llu holds, %llu owners, %llu connections",
+                       (unsigned long long)restored->lockspaces, (unsigned long long)restored->leases,
+                       (unsigned long long)restored->holds, (unsigned long long)restored->owners,
+                       (unsigned long long)restored->peers);
+}
+
 /* The state in a memfd, or -errno; fds may be NULL. */
-static int write_state(const RestoreParts *parts, FdList *fds)
+static int write_state(const RestoreParts *parts, FdList *fds, lockd_end *ret_end)
 {
         _cleanup_fd_ int fd = memfd_create("lockd-state", MFD_CLOEXEC);
         _cleanup_fd_ int copy = -1;
@@ -288,7 +298,7 @@ static int write_state(const RestoreParts *parts, FdList *fds)
         if (fd < 0 || (copy = fcntl(fd, F_DUPFD_CLOEXEC, 3)) < 0 || !(file = fdopen(copy, "w")))
                 return FAULT(-errno);
         TAKE_FD(copy);
-        r = write_tables(parts, file, fds ? fds : &dropped);
+        r = write_tables(parts, file, fds ? fds : &dropped, ret_end);
         free(dropped.fds);
         if (fclose(file) != 0 && r == 0)
                 r = FAULT(-errno);
@@ -387,6 +397,8 @@ static int on_trial_ended(sd_event_source *source, int fd, uint32_t revents, voi
                 give_up(upgrade, "its trial was ended by signal %d", info.si_status);
         else if (info.si_status != 0)
                 give_up(upgrade, "its trial ended with code %d%s%s", info.si_status, *said ? ": " : "", said);
+        else if (!strstr(said, upgrade->proof))
+                give_up(upgrade, "its trial did not restore the state%s%s", *said ? ": " : "", said);
         else
                 execute(upgrade);
         return 0;
@@ -444,6 +456,7 @@ static int start_trial(Upgrade *upgrade, int state)
 int upgrade_start(Upgrade *upgrade, const RestoreParts *parts)
 {
         _cleanup_fd_ int state = -1;
+        lockd_end end = { 0 };
         struct stat st;
         int r;
 
@@ -460,7 +473,8 @@ int upgrade_start(Upgrade *upgrade, const RestoreParts *parts)
                 note_failure(upgrade, "cannot be opened: %s", strerror(-r));
                 return r;
         }
-        state = write_state(parts, NULL);
+        state = write_state(parts, NULL, &end);
+        upgrade_proof(&end, upgrade->proof);
         r = state < 0 ? state : start_trial(upgrade, state);
         if (r < 0)
                 note_failure(upgrade, "its trial cannot be started: %s (%s)", strerror(-r), fault_trail());
@@ -474,10 +488,11 @@ static void execute(Upgrade *upgrade)
         _cleanup_free_ char **argv = arguments(upgrade, NULL), **env = NULL;
         _cleanup_fd_ int state = -1;
         FdList fds = { 0 };
+        lockd_end end;
         int r = 0;
 
         /* From here to the execution nothing is dispatched: the state is the last word. */
-        state = write_state(upgrade->parts, &fds);
+        state = write_state(upgrade->parts, &fds, &end);
         env = state < 0 ? NULL : environment(state);
         if (state < 0 || !argv || !env)
                 r = state < 0 ? state : -ENOMEM;

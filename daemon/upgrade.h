@@ -21,6 +21,10 @@ typedef struct Upgrade Upgrade;
 int upgrade_new(sd_event *loop, const char *binary, char **argv, void (*failed)(const char *why, void *userdata), void *userdata, Upgrade **ret);
 Upgrade *upgrade_free(Upgrade *upgrade);
 
+/* What the trial says when it has restored all of this state: exit code 0 alone would prove nothing, /bin/true has it, too. */
+#define UPGRADE_PROOF_MAX 160
+void upgrade_proof(const lockd_end *restored, char buf[UPGRADE_PROOF_MAX]);
+
 /* Starts one; parts must stay. -EALREADY: one is under way; -errno: it failed at once, upgrade_why() says why. What fails
  * later is told by failed. */
 int upgrade_start(Upgrade *upgrade, const RestoreParts *parts);
