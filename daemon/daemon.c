@@ -61,6 +61,7 @@ typedef struct Daemon {
         char *state; /* that this image was executed with; NULL: a fresh start */
         int state_fd;
         Upgrade *upgrade;
+        RestoreVerify *verify;
         RestoreParts parts;
         unsigned long long generation; /* of the storage's table, as last seen */
 } Daemon;
@@ -480,6 +481,8 @@ static int set_up(Daemon *daemon, char **why)
         if (r >= 0)
                 r = upgrade_new(daemon->loop, daemon->parts.binary, daemon->options->argv, upgrade_failed, daemon, &daemon->upgrade);
         free(TAKE_PTR(daemon->parts.binary));
+        if (r >= 0 && daemon->state)
+                r = restore_verify_new(daemon->loop, lockspace_leases(daemon->lockspaces), &daemon->verify);
         if (r >= 0 && daemon->parts.ending)
                 end_with_last_lease(daemon);
         if (r >= 0)
@@ -503,6 +506,7 @@ static void tear_down(Daemon *daemon)
         sd_event_source_disable_unref(daemon->idle);
         sd_event_source_disable_unref(daemon->ending);
         sd_event_source_disable_unref(daemon->quiet);
+        restore_verify_free(daemon->verify);
         upgrade_free(daemon->upgrade);
         reaper_release_all(daemon->reaper);
         reaper_free(daemon->reaper);

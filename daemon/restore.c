@@ -16,7 +16,10 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
+
+#define RESTORE_VERIFY_SLICE 100 /* leases, of about 8 us each */
 
 #define LOG_SOURCE "upgrade"
 #include "cleanup.h"
@@ -166,12 +169,10 @@ typedef struct Restore {
         int problems;
         Ref *owners, *callers;
         lockd_end seen;
-        uint8_t *claimed; /* by fd number: FD_UNCLAIMED while it came along and no record has it */
-        size_t n_fds;
+        uint8_t *claimed; /* by fd number: a record has it */
+        size_t n_claimed;
         Owner *nobody;    /* holds what cannot be given to its owner */
 } Restore;
-
-#define FD_UNCLAIMED 2
 
 
 static void *ref_find(Ref *refs, uint64_t number)
@@ -210,8 +211,19 @@ static void refs_free(Ref *refs)
 
 static void claim(Restore *restore, int fd)
 {
-        if (fd >= 0 && (size_t)fd < restore->n_fds)
-                restore->claimed[fd] = 1;
+        if (fd < 0)
+                return;
+        if ((size_t)fd >= restore->n_claimed) {
+                size_t n = ((size_t)fd + 1) * 2;
+                uint8_t *larger = realloc(restore->claimed, n);
+
+                if (!larger)
+                        return; /* then it is told of as unclaimed, and kept */
+                memset(larger + restore->n_claimed, 0, n - restore->n_claimed);
+                restore->claimed = larger;
+                restore->n_claimed = n;
+        }
+        restore->claimed[fd] = 1;
 }
 
 /* Something could not be restored. */
@@ -332,26 +344,6 @@ static int restore_peer(Restore *restore, const lockd_peer *record)
         return r < 0 ? problem(restore, "connection", record->number, r) : 0;
 }
 
-static void verify(Restore *restore, const lockd_record *record)
-{
-        const Lockfile file = {
-                .fd = record->fd,
-                .id = { .dev = record->dev, .ino = record->ino, .block = record->block ? 1 : 0 },
-        };
-        int r;
-
-        if (restore->trial || record->fd < 0 || !record->local)
-                return;
-        r = lockfile_verify(&file);
-        if (r != 0) {
-                restore->problems++;
-                log_error("'%s' in lockspace '%s': %s", log_name(text_of(&record->resource)), log_name(text_of(&record->lockspace)),
-                          r == LOCKFILE_E_STALE ? "the kernel does not show its lock any more" :
-                          r == LOCKFILE_E_KIND  ? "its fd is open on another file" :
-                                                  strerror(-r));
-        }
-}
-
 /* The owner of what has none any more, so that it is listed and can be released by name. */
 static Owner *nobody(Restore *restore)
 {
@@ -393,7 +385,6 @@ static int restore_lease(Restore *restore, const lockd_record *record)
         Lease *lease = NULL;
         int r;
 
-        verify(restore, record);
         r = snapshot_restore_lease(restore->parts->lockspaces, record, &lease);
         if (r == 0)
                 r = restore_holds(restore, lease, record);
@@ -414,6 +405,7 @@ static int restore_end(Restore *restore, const lockd_end *end)
         const lockd_end *seen = &restore->seen;
 
         restore->ended = true;
+        restore->seen.highest_fd = end->highest_fd;
         if (restore->begun && memcmp(end, seen, sizeof(*end)) == 0)
                 return 0;
         log_error("the state%s had %llu lockspaces, %llu leases, %llu holds, %llu owners, %llu connections; restored were %llu, %llu, "
@@ -555,34 +547,35 @@ static void adopt_unclaimed(Restore *restore, int fd)
                   file.fd >= 0 && r == 0 ? " and is listed under the owner 'unknown'" : "");
 }
 
-static void adopt_all_unclaimed(Restore *restore)
+/* The highest fd that came along, when the state does not say it. */
+static unsigned highest_inherited(void)
 {
-        for (size_t fd = STDERR_FILENO + 1; fd < restore->n_fds; fd++)
-                if (restore->claimed[fd] == FD_UNCLAIMED)
-                        adopt_unclaimed(restore, (int)fd);
-}
-
-/* Marks the fds that this image was executed with: those that it opened itself are close-on-exec. */
-static int note_inherited(Restore *restore)
-{
+        unsigned highest = 0;
         struct dirent *entry;
         DIR *dir = opendir("/proc/self/fd");
-        int highest = 0;
 
         while (dir && (entry = readdir(dir)))
-                if (atoi(entry->d_name) > highest)
-                        highest = atoi(entry->d_name);
-        restore->n_fds = (size_t)highest + 1;
-        restore->claimed = calloc(restore->n_fds, 1);
-        for (int fd = STDERR_FILENO + 1; restore->claimed && fd <= highest; fd++) {
-                int flags = fcntl(fd, F_GETFD);
-
-                if (flags >= 0 && !(flags & FD_CLOEXEC))
-                        restore->claimed[fd] = FD_UNCLAIMED;
-        }
+                if ((unsigned)atoi(entry->d_name) > highest)
+                        highest = (unsigned)atoi(entry->d_name);
         if (dir)
-                closedir(dir);
-        return restore->claimed ? 0 : FAULT(-ENOMEM);
+                (void)closedir(dir);
+        return highest;
+}
+
+/* What this image was executed with is not close-on-exec yet; what it opened itself is. */
+static void adopt_all_unclaimed(Restore *restore)
+{
+        unsigned highest = restore->seen.highest_fd > 0 ? restore->seen.highest_fd : highest_inherited();
+
+        for (int fd = STDERR_FILENO + 1; fd <= (int)highest; fd++) {
+                int flags;
+
+                if ((size_t)fd < restore->n_claimed && restore->claimed[fd])
+                        continue;
+                flags = fcntl(fd, F_GETFD);
+                if (flags >= 0 && !(flags & FD_CLOEXEC))
+                        adopt_unclaimed(restore, fd);
+        }
 }
 
 int restore_tables(RestoreParts *parts, const char *state, bool trial)
@@ -590,7 +583,7 @@ int restore_tables(RestoreParts *parts, const char *state, bool trial)
         Restore restore = { .parts = parts, .trial = trial };
         size_t unknown_len = 0;
         FILE *unknown = open_memstream(&parts->unknown, &unknown_len);
-        int r = unknown ? note_inherited(&restore) : FAULT(-ENOMEM);
+        int r = unknown ? 0 : FAULT(-ENOMEM);
 
         claim(&restore, parts->state_fd);
         if (r == 0)
@@ -610,4 +603,76 @@ int restore_tables(RestoreParts *parts, const char *state, bool trial)
         refs_free(restore.callers);
         free(restore.claimed);
         return PASS(r);
+}
+
+/* ---- verification ---- */
+
+struct RestoreVerify {
+        LeaseTable *leases;
+        sd_event_source *slice;
+        size_t cursor;
+        uint64_t newest; /* younger leases were locked by this image */
+};
+
+static void verify_lease(const Lease *lease)
+{
+        const Resource *resource = lease_first_hold(lease)->resource;
+        int r;
+
+        if (lease->file.fd < 0 || !lease->local)
+                return;
+        r = lockfile_verify(&lease->file);
+        if (r != 0)
+                log_error("'%s' in lockspace '%s': %s", log_name(resource->name), log_name(resource->lockspace->path),
+                          r == LOCKFILE_E_STALE ? "the kernel does not show its lock any more" :
+                          r == LOCKFILE_E_KIND  ? "its fd is open on another file" :
+                                                  strerror(-r));
+}
+
+static int on_verify(sd_event_source *source, uint64_t usec, void *userdata)
+{
+        RestoreVerify *verify = userdata;
+        Lease *lease;
+
+        (void)usec;
+        for (unsigned n = 0; (lease = lease_next(verify->leases, &verify->cursor)); verify->cursor++) {
+                if (n++ == RESTORE_VERIFY_SLICE)
+                        break;
+                if (lease->id <= verify->newest)
+                        verify_lease(lease);
+        }
+        if (!lease) {
+                log_info("the locks that came with the upgrade were verified");
+                return 0;
+        }
+        /* Behind whatever is ready by now. */
+        (void)sd_event_source_set_time_relative(source, 0);
+        (void)sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
+        return 0;
+}
+
+int restore_verify_new(sd_event *loop, LeaseTable *leases, RestoreVerify **ret)
+{
+        RestoreVerify *verify = calloc(1, sizeof(*verify));
+        int r;
+
+        if (!verify)
+                return FAULT(-ENOMEM);
+        verify->leases = leases;
+        verify->newest = lease_newest(leases);
+        r = sd_event_add_time_relative(loop, &verify->slice, CLOCK_MONOTONIC, 0, 0, on_verify, verify);
+        if (r < 0) {
+                free(verify);
+                return FAULT(r);
+        }
+        *ret = verify;
+        return 0;
+}
+
+RestoreVerify *restore_verify_free(RestoreVerify *verify)
+{
+        if (verify)
+                sd_event_source_disable_unref(verify->slice);
+        free(verify);
+        return NULL;
 }

@@ -100,7 +100,8 @@ static const Field stray_fields[] = { FIELD_FD(lockd_stray, fd), FIELD_LAST };
 static const Field end_fields[] = {
         FIELD(lockd_end, lockspaces, FIELD_HYPER),
         FIELD(lockd_end, leases, FIELD_HYPER), FIELD(lockd_end, holds, FIELD_HYPER), FIELD(lockd_end, owners, FIELD_HYPER),
-        FIELD(lockd_end, peers, FIELD_HYPER),  FIELD_LAST,
+        FIELD(lockd_end, peers, FIELD_HYPER),  FIELD(lockd_end, highest_fd, FIELD_UNSIGNED),
+        FIELD_LAST,
 };
 
 static const struct {

@@ -272,6 +272,9 @@ static int write_tables(const RestoreParts *parts, FILE *file, FdList *fds, lock
         }
         if (r == 0 && parts->unknown && fputs(parts->unknown, file) < 0)
                 r = FAULT(-errno);
+        for (size_t i = 0; i < fds->n; i++)
+                if ((u_int)fds->fds[i] > end.highest_fd)
+                        end.highest_fd = (u_int)fds->fds[i];
         if (r == 0)
                 r = state_write(file, STATE_END, &end);
         *ret_end = end;
