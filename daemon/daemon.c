@@ -593,6 +593,7 @@ int daemon_run(const DaemonOptions *options)
                 upgrade_again(daemon.state_fd, options->argv);
         }
         if (daemon.state_fd >= 0) {
+                (void)unsetenv(RESTORE_TRIES_VARIABLE);
                 daemon.state_fd = close_fd(daemon.state_fd);
                 (void)close_range(STDERR_FILENO + 1, ~0U, CLOSE_RANGE_CLOEXEC);
         }

@@ -96,7 +96,7 @@ static int for_each_record(const char *state, int (*handle)(StateKind kind, Stat
                                 (void)fprintf(unknown, "%s\n", line);
                         continue;
                 }
-                if (r < 0 && !strict) {
+                if (r < 0 && !strict && r != -ENOMEM) {
                         log_error("a line of the state cannot be read: %s (%s): %.200s", strerror(-r), fault_trail(), line);
                         continue;
                 }
@@ -165,6 +165,7 @@ typedef struct Ref {
 typedef struct Restore {
         RestoreParts *parts;
         bool trial;
+        bool patient; /* a shortage of memory or the like may pass: rather try all of it again */
         bool begun, ended;
         int problems;
         Ref *owners, *callers;
@@ -226,9 +227,11 @@ static void claim(Restore *restore, int fd)
         restore->claimed[fd] = 1;
 }
 
-/* Something could not be restored. */
+/* Something could not be restored: r, when that ends the attempt, or 0 to go on without it. */
 static int problem(Restore *restore, const char *what, uint64_t number, int r)
 {
+        if (restore->patient && (r == -ENOMEM || r == -EMFILE || r == -ENFILE || r == -ENOSPC))
+                return r;
         restore->problems++;
         if (restore->trial) {
                 fprintf(stderr, "%s %llu cannot be restored: %s\n", what, (unsigned long long)number, strerror(-r));
@@ -330,13 +333,16 @@ static int restore_peer(Restore *restore, const lockd_peer *record)
         if (r == 0)
                 r = peer_restore(restore->parts->peers[server], record, owner, &peer);
         if (r < 0) {
+                r = problem(restore, "connection", record->number, r);
+                if (r < 0)
+                        return r;
                 /* Its end can no longer be seen: an own connection counts as open until an administrator decides. */
-                if (record->own && owner && !restore->trial) {
+                if (record->own && owner) {
                         owner->peers++;
                         owner->own_peers++;
-                } else if (!restore->trial && !record->own)
+                } else if (!record->own)
                         close_fd(record->fd);
-                return problem(restore, "connection", record->number, r);
+                return 0;
         }
         restore->seen.peers++;
         if (server == RESTORE_LOCK)
@@ -580,7 +586,8 @@ static void adopt_all_unclaimed(Restore *restore)
 
 int restore_tables(RestoreParts *parts, const char *state, bool trial)
 {
-        Restore restore = { .parts = parts, .trial = trial };
+        const char *tries = getenv(RESTORE_TRIES_VARIABLE);
+        Restore restore = { .parts = parts, .trial = trial, .patient = !trial && (tries ? atoi(tries) : 0) < RESTORE_TRIES_MAX };
         size_t unknown_len = 0;
         FILE *unknown = open_memstream(&parts->unknown, &unknown_len);
         int r = unknown ? 0 : FAULT(-ENOMEM);

@@ -14,6 +14,9 @@
 
 /* Names the fd of the state in the environment. */
 #define RESTORE_VARIABLE "LOCKD_STATE_FD"
+/* How often this state was tried before; so many times a passing shortage is waited for, then losses are taken. */
+#define RESTORE_TRIES_VARIABLE "LOCKD_STATE_TRIES"
+#define RESTORE_TRIES_MAX 10
 
 enum { RESTORE_LOCK, RESTORE_ADMIN, RESTORE_SERVERS };
 

@@ -1,5 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Invariant: what state_write() wrote, state_read() reads back equal. The tables below are the format. */
+/*
+ * Invariant: what state_write() wrote, state_read() reads back equal. The tables below are the format.
+ *
+ * While 19,000 leases go through this file nobody is answered, and json-c's trees take ten times as long as the bytes need.
+ * So lines are written straight, and read straight as long as they look as they were written: members in their order, text
+ * without escapes. What looks otherwise, an older or a newer lockd's line, goes through json-c.
+ */
 #include "state.h"
 
 #include <errno.h>
@@ -16,14 +22,17 @@ typedef enum FieldType { FIELD_UNSIGNED, FIELD_HYPER, FIELD_INT, FIELD_BOOL, FIE
 
 typedef struct Field {
         const char *name;
+        const char *key; /* "name": */
+        size_t key_len;
         FieldType type;
         size_t offset;
         int missing; /* FIELD_INT: what a line without it means */
 } Field;
 
-#define FIELD(struct_name, member, kind) { .name = #member, .type = (kind), .offset = offsetof(struct_name, member) }
-#define FIELD_FD(struct_name, member) { .name = #member, .type = FIELD_INT, .offset = offsetof(struct_name, member), .missing = -1 }
-#define FIELD_REST(struct_name) { .name = "extra", .type = FIELD_EXTRA, .offset = offsetof(struct_name, extra) }
+#define FIELD_NAMED(string) .name = string, .key = "\"" string "\":", .key_len = sizeof(string) + 2
+#define FIELD(struct_name, member, kind) { FIELD_NAMED(#member), .type = (kind), .offset = offsetof(struct_name, member) }
+#define FIELD_FD(struct_name, member) { FIELD_NAMED(#member), .type = FIELD_INT, .offset = offsetof(struct_name, member), .missing = -1 }
+#define FIELD_REST(struct_name) { FIELD_NAMED("extra"), .type = FIELD_EXTRA, .offset = offsetof(struct_name, extra) }
 #define FIELD_LAST { .name = NULL }
 
 static const Field header_fields[] = {
@@ -85,7 +94,7 @@ static const Field lease_fields[] = {
 };
 
 static const Field hold_fields[] = {
-        { .name = "owner", .type = FIELD_HYPER, .offset = offsetof(lockd_hold, owner.number) },
+        { FIELD_NAMED("owner"), .type = FIELD_HYPER, .offset = offsetof(lockd_hold, owner.number) },
         FIELD(lockd_hold, lockspace, FIELD_BYTES),
         FIELD(lockd_hold, resource, FIELD_BYTES),
         FIELD(lockd_hold, since, FIELD_HYPER),
@@ -120,43 +129,331 @@ static const struct {
 
 /* ---- writing ---- */
 
-static json_object *to_json(const Field *fields, const void *record);
-
-static json_object *holds_to_json(const void *value)
-{
-        const lockd_record *lease = (const lockd_record *)((const char *)value - offsetof(lockd_record, holds));
-        json_object *array = json_object_new_array_ext((int)lease->holds.holds_len);
-
-        for (u_int i = 0; array && i < lease->holds.holds_len; i++) {
-                json_object *hold = to_json(hold_fields, &lease->holds.holds_val[i]);
-
-                if (!hold || json_object_array_add(array, hold) < 0) {
-                        json_object_put(hold);
-                        json_object_put(array);
-                        return NULL;
-                }
-        }
-        return array;
-}
-
 static const char digits[] = "0123456789abcdef";
 
-/* Bytes of a connection: hexadecimal, whatever they are. */
-static json_object *buffer_to_json(const lockd_bytes *bytes)
+static void put_number(FILE *file, uint64_t number)
 {
-        char *text = malloc(2 * (size_t)bytes->lockd_bytes_len + 1);
-        json_object *string;
+        char text[20];
+        size_t at = sizeof(text);
 
-        if (!text)
-                return NULL;
-        for (u_int i = 0; i < bytes->lockd_bytes_len; i++) {
-                text[2 * i] = digits[(unsigned char)bytes->lockd_bytes_val[i] >> 4];
-                text[2 * i + 1] = digits[(unsigned char)bytes->lockd_bytes_val[i] & 15];
-        }
-        string = json_object_new_string_len(bytes->lockd_bytes_len ? text : "", (int)(2 * bytes->lockd_bytes_len));
-        free(text);
-        return string;
+        do
+                text[--at] = digits[number % 10];
+        while ((number /= 10) > 0);
+        (void)fwrite_unlocked(text + at, 1, sizeof(text) - at, file);
 }
+
+static void put_string(FILE *file, const char *bytes, size_t len)
+{
+        size_t done = 0;
+
+        (void)putc_unlocked('"', file);
+        for (size_t i = 0; i < len; i++) {
+                unsigned char c = (unsigned char)bytes[i];
+
+                if (c >= 0x20 && c != '"' && c != '\\')
+                        continue;
+                (void)fwrite_unlocked(bytes + done, 1, i - done, file);
+                done = i + 1;
+                if (c < 0x20)
+                        (void)fprintf(file, "\\u%04x", c);
+                else {
+                        (void)putc_unlocked('\\', file);
+                        (void)putc_unlocked(c, file);
+                }
+        }
+        (void)fwrite_unlocked(bytes + done, 1, len - done, file);
+        (void)putc_unlocked('"', file);
+}
+
+/* Names: text, or, when they are not UTF-8, an array of numbers. */
+static void put_bytes(FILE *file, const lockd_bytes *bytes)
+{
+        if (bytes->lockd_bytes_len == 0)
+                (void)fputs_unlocked("\"\"", file);
+        else if (utf8_is_text(bytes->lockd_bytes_val, bytes->lockd_bytes_len))
+                put_string(file, bytes->lockd_bytes_val, bytes->lockd_bytes_len);
+        else {
+                for (u_int i = 0; i < bytes->lockd_bytes_len; i++) {
+                        (void)putc_unlocked(i == 0 ? '[' : ',', file);
+                        put_number(file, (unsigned char)bytes->lockd_bytes_val[i]);
+                }
+                (void)putc_unlocked(']', file);
+        }
+}
+
+/* Bytes of a connection: hexadecimal, whatever they are. */
+static void put_hex(FILE *file, const char *bytes, size_t len)
+{
+        (void)putc_unlocked('"', file);
+        for (size_t i = 0; i < len; i++) {
+                (void)putc_unlocked(digits[(unsigned char)bytes[i] >> 4], file);
+                (void)putc_unlocked(digits[(unsigned char)bytes[i] & 15], file);
+        }
+        (void)putc_unlocked('"', file);
+}
+
+static void put_record(FILE *file, const Field *fields, const void *record);
+
+static void put_holds(FILE *file, const lockd_record *lease)
+{
+        (void)putc_unlocked('[', file);
+        for (u_int i = 0; i < lease->holds.holds_len; i++) {
+                if (i > 0)
+                        (void)putc_unlocked(',', file);
+                put_record(file, hold_fields, &lease->holds.holds_val[i]);
+        }
+        (void)putc_unlocked(']', file);
+}
+
+static void put_value(FILE *file, const Field *field, const void *value, const void *record)
+{
+        const lockd_bytes *bytes = value;
+        int number;
+
+        switch (field->type) {
+        case FIELD_UNSIGNED:
+                put_number(file, *(const u_int *)value);
+                return;
+        case FIELD_HYPER:
+                put_number(file, *(const u_quad_t *)value);
+                return;
+        case FIELD_INT:
+                number = *(const int *)value;
+                if (number < 0)
+                        (void)putc_unlocked('-', file);
+                put_number(file, number < 0 ? 0 - (uint64_t)number : (uint64_t)number);
+                return;
+        case FIELD_BOOL:
+                (void)fputs_unlocked(*(const bool_t *)value ? "true" : "false", file);
+                return;
+        case FIELD_BYTES:
+                put_bytes(file, bytes);
+                return;
+        case FIELD_BUFFER:
+                put_hex(file, bytes->lockd_bytes_val, bytes->lockd_bytes_len);
+                return;
+        case FIELD_UUID:
+                put_hex(file, value, LOCKD_UUID_LEN);
+                return;
+        case FIELD_HOLDS:
+        case FIELD_EXTRA:
+        default:
+                put_holds(file, record);
+                return;
+        }
+}
+
+static void put_record(FILE *file, const Field *fields, const void *record)
+{
+        for (const Field *field = fields; field->name; field++) {
+                const void *value = (const char *)record + field->offset;
+
+                if (field->type == FIELD_EXTRA) {
+                        const lockd_bytes *extra = value;
+
+                        /* The members of "{...}". */
+                        if (extra->lockd_bytes_len > 2) {
+                                (void)putc_unlocked(',', file);
+                                (void)fwrite_unlocked(extra->lockd_bytes_val + 1, 1, extra->lockd_bytes_len - 2, file);
+                        }
+                        continue;
+                }
+                (void)putc_unlocked(field == fields ? '{' : ',', file);
+                (void)fwrite_unlocked(field->key, 1, field->key_len, file);
+                put_value(file, field, value, record);
+        }
+        (void)putc_unlocked('}', file);
+}
+
+int state_write(FILE *file, StateKind kind, const void *record)
+{
+        (void)fputs_unlocked("{\"", file);
+        (void)fputs_unlocked(kinds[kind].name, file);
+        (void)fputs_unlocked("\":", file);
+        put_record(file, kinds[kind].fields, record);
+        (void)fputs_unlocked("}\n", file);
+        return ferror_unlocked(file) ? FAULT(errno ? -errno : -EIO) : 0;
+}
+
+/* ---- reading lines as they were written ---- */
+
+/* Each of these reads from *p on and leaves *p behind what it read; false: it looks otherwise, or there is no memory. */
+
+static bool scan(const char **p, char c)
+{
+        if (**p != c)
+                return false;
+        (*p)++;
+        return true;
+}
+
+static bool scan_number(const char **p, uint64_t max, uint64_t *ret)
+{
+        uint64_t number = 0;
+        const char *begin = *p;
+
+        for (; **p >= '0' && **p <= '9'; (*p)++) {
+                unsigned digit = (unsigned)(**p - '0');
+
+                if (number > (max - digit) / 10)
+                        return false;
+                number = number * 10 + digit;
+        }
+        *ret = number;
+        return *p > begin;
+}
+
+static bool scan_bool(const char **p, bool_t *ret)
+{
+        *ret = **p == 't';
+        if (strncmp(*p, *ret ? "true" : "false", *ret ? 4 : 5) != 0)
+                return false;
+        *p += *ret ? 4 : 5;
+        return true;
+}
+
+static int hex_value(char c)
+{
+        return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+static bool scan_hex(const char **p, char *ret, size_t n)
+{
+        for (size_t i = 0; i < n; i++, *p += 2) {
+                int high = hex_value((*p)[0]), low = high < 0 ? -1 : hex_value((*p)[1]);
+
+                if (low < 0)
+                        return false;
+                ret[i] = (char)(high << 4 | low);
+        }
+        return true;
+}
+
+static bool scan_string(const char **p, bool hex, lockd_bytes *ret)
+{
+        const char *begin = *p + 1, *end = **p == '"' ? begin + strcspn(begin, "\"\\") : begin;
+        size_t n = (size_t)(end - begin) / (hex ? 2 : 1);
+        char *bytes = **p == '"' && *end == '"' ? malloc(n + 1) : NULL;
+
+        if (!bytes)
+                return false;
+        *ret = (lockd_bytes){ .lockd_bytes_len = (u_int)n, .lockd_bytes_val = bytes };
+        bytes[n] = '\0';
+        *p = end + 1;
+        if (hex)
+                return scan_hex(&begin, bytes, n) && begin == end;
+        memcpy(bytes, begin, n);
+        return true;
+}
+
+static bool scan_record(const char **p, const Field *fields, void *record);
+
+static bool scan_holds(const char **p, lockd_record *lease)
+{
+        size_t size = 0;
+
+        if (!scan(p, '['))
+                return false;
+        do {
+                lockd_hold *hold;
+
+                if (lease->holds.holds_len == size) {
+                        size = size ? size * 2 : 1;
+                        hold = reallocarray(lease->holds.holds_val, size, sizeof(*hold));
+                        if (!hold)
+                                return false;
+                        lease->holds.holds_val = hold;
+                }
+                hold = &lease->holds.holds_val[lease->holds.holds_len++];
+                memset(hold, 0, sizeof(*hold));
+                if (!scan_record(p, hold_fields, hold))
+                        return false;
+        } while (scan(p, ','));
+        return scan(p, ']');
+}
+
+static bool scan_value(const char **p, const Field *field, void *value, void *record)
+{
+        uint64_t number = 0;
+        bool negative;
+
+        switch (field->type) {
+        case FIELD_UNSIGNED:
+                if (!scan_number(p, UINT32_MAX, &number))
+                        return false;
+                *(u_int *)value = (u_int)number;
+                return true;
+        case FIELD_HYPER:
+                if (!scan_number(p, UINT64_MAX, &number))
+                        return false;
+                *(u_quad_t *)value = number;
+                return true;
+        case FIELD_INT:
+                negative = scan(p, '-');
+                if (!scan_number(p, INT32_MAX, &number))
+                        return false;
+                *(int *)value = negative ? -(int)number : (int)number;
+                return true;
+        case FIELD_BOOL:
+                return scan_bool(p, value);
+        case FIELD_BYTES:
+        case FIELD_BUFFER:
+                return scan_string(p, field->type == FIELD_BUFFER, value);
+        case FIELD_UUID:
+                return scan(p, '"') && scan_hex(p, value, LOCKD_UUID_LEN) && scan(p, '"');
+        case FIELD_HOLDS:
+                return scan_holds(p, record);
+        case FIELD_EXTRA:
+        default:
+                return true; /* nothing: a member that is not known stops the scan */
+        }
+}
+
+static bool scan_record(const char **p, const Field *fields, void *record)
+{
+        for (const Field *field = fields; field->name; field++) {
+                if (field->type == FIELD_EXTRA)
+                        continue;
+                if (!scan(p, field == fields ? '{' : ',') || strncmp(*p, field->key, field->key_len) != 0)
+                        return false;
+                *p += field->key_len;
+                if (!scan_value(p, field, (char *)record + field->offset, record))
+                        return false;
+        }
+        return scan(p, '}');
+}
+
+/* The kind of a line; none: STATE_END + 1. */
+static StateKind scan_kind(const char **p)
+{
+        size_t kind = 0;
+
+        for (; kind <= STATE_END; kind++) {
+                size_t len = strlen(kinds[kind].name);
+
+                if (strncmp(*p, "{\"", 2) == 0 && strncmp(*p + 2, kinds[kind].name, len) == 0 && strncmp(*p + 2 + len, "\":", 2) == 0) {
+                        *p += len + 4;
+                        break;
+                }
+        }
+        return (StateKind)kind;
+}
+
+static bool scan_line(const char *line, StateKind *ret_kind, StateRecord *ret)
+{
+        StateKind kind = scan_kind(&line);
+
+        memset(ret, 0, sizeof(*ret));
+        if (kind > STATE_END)
+                return false;
+        *ret_kind = kind;
+        if (scan_record(&line, kinds[kind].fields, ret) && strcmp(line, "}") == 0)
+                return true;
+        state_done(kind, ret);
+        return false;
+}
+
+/* ---- reading any line ---- */
 
 static int buffer_from_json(json_object *value, lockd_bytes *ret)
 {
@@ -175,91 +472,6 @@ static int buffer_from_json(json_object *value, lockd_bytes *ret)
         *ret = (lockd_bytes){ .lockd_bytes_len = (u_int)n, .lockd_bytes_val = bytes };
         return 0;
 }
-
-static json_object *value_to_json(const Field *field, const char *value)
-{
-        char hex[2 * LOCKD_UUID_LEN + 1];
-        const lockd_bytes *bytes;
-
-        switch (field->type) {
-        case FIELD_UNSIGNED:
-                return json_object_new_uint64(*(const u_int *)(const void *)value);
-        case FIELD_HYPER:
-                return json_object_new_uint64(*(const u_quad_t *)(const void *)value);
-        case FIELD_INT:
-                return json_object_new_int(*(const int *)(const void *)value);
-        case FIELD_BOOL:
-                return json_object_new_boolean(*(const bool_t *)(const void *)value);
-        case FIELD_BYTES:
-                bytes = (const lockd_bytes *)(const void *)value;
-                return json_from_bytes(bytes->lockd_bytes_val, bytes->lockd_bytes_len);
-        case FIELD_BUFFER:
-                return buffer_to_json((const lockd_bytes *)(const void *)value);
-        case FIELD_UUID:
-                for (int i = 0; i < LOCKD_UUID_LEN; i++)
-                        (void)sprintf(hex + 2 * i, "%02x", (unsigned char)value[i]);
-                return json_object_new_string(hex);
-        case FIELD_HOLDS:
-                return holds_to_json(value);
-        case FIELD_EXTRA:
-        default:
-                return NULL;
-        }
-}
-
-/* Adds the members that are not known here. */
-static int extra_to_json(const lockd_bytes *extra, json_object *object)
-{
-        json_object *rest = extra->lockd_bytes_len > 0 ? json_tokener_parse(extra->lockd_bytes_val) : NULL;
-        int r = 0;
-
-        if (rest) {
-                json_object_object_foreach(rest, name, value)
-                        r |= json_object_object_add(object, name, json_object_get(value));
-        }
-        json_object_put(rest);
-        return r;
-}
-
-static json_object *to_json(const Field *fields, const void *record)
-{
-        json_object *object = json_object_new_object();
-
-        for (const Field *field = fields; object && field->name; field++) {
-                json_object *value;
-
-                if (field->type == FIELD_EXTRA) {
-                        if (extra_to_json((const lockd_bytes *)(const void *)((const char *)record + field->offset), object) == 0)
-                                continue;
-                        json_object_put(object);
-                        return NULL;
-                }
-                value = value_to_json(field, (const char *)record + field->offset);
-
-                if (!value || json_object_object_add_ex(object, field->name, value, JSON_C_OBJECT_ADD_CONSTANT_KEY) < 0) {
-                        json_object_put(value);
-                        json_object_put(object);
-                        return NULL;
-                }
-        }
-        return object;
-}
-
-int state_write(FILE *file, StateKind kind, const void *record)
-{
-        json_object *object = to_json(kinds[kind].fields, record);
-        const char *text = object ? json_object_to_json_string_ext(object, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE) : NULL;
-        int r = 0;
-
-        if (!text)
-                r = FAULT(-ENOMEM);
-        else if (fprintf(file, "{\"%s\":%s}\n", kinds[kind].name, text) < 0)
-                r = FAULT(errno ? -errno : -EIO);
-        json_object_put(object);
-        return r;
-}
-
-/* ---- reading ---- */
 
 static int bytes_from_json(json_object *value, lockd_bytes *ret)
 {
@@ -412,10 +624,13 @@ static int from_json(const Field *fields, json_object *object, void *record)
 
 int state_read(const char *line, StateKind *ret_kind, StateRecord *ret)
 {
-        json_object *object = json_tokener_parse(line), *value;
-        int r = json_object_is_type(object, json_type_object) ? STATE_E_UNKNOWN : FAULT(-EBADMSG);
+        json_object *object, *value;
+        int r;
 
-        memset(ret, 0, sizeof(*ret));
+        if (scan_line(line, ret_kind, ret))
+                return 0;
+        object = json_tokener_parse(line);
+        r = json_object_is_type(object, json_type_object) ? STATE_E_UNKNOWN : FAULT(-EBADMSG);
         for (size_t kind = 0; r == STATE_E_UNKNOWN && kind < sizeof(kinds) / sizeof(kinds[0]); kind++)
                 if (json_object_object_get_ex(object, kinds[kind].name, &value)) {
                         *ret_kind = (StateKind)kind;

@@ -389,10 +389,10 @@ static int on_trial_ended(sd_event_source *source, int fd, uint32_t revents, voi
         (void)revents;
         (void)waitid(P_PIDFD, (id_t)fd, &info, WEXITED | WNOHANG);
         if (source != upgrade->ended) {
-                /* One that was given up long ago, and has only now died: the last reference to it. */
+                /* One that was given up long ago, and has only now died. The loop's reference, which this takes away, is the
+                 * last one. */
                 (void)sd_event_source_set_enabled(source, SD_EVENT_OFF);
                 (void)sd_event_source_set_floating(source, false);
-                (void)sd_event_source_unref(source);
                 return 0;
         }
         read_output(upgrade, said, sizeof(said));
@@ -517,6 +517,11 @@ static void execute(Upgrade *upgrade)
 
 void upgrade_again(int state_fd, char **argv)
 {
+        const char *tries = getenv(RESTORE_TRIES_VARIABLE);
+        char count[16];
+
+        (void)snprintf(count, sizeof(count), "%d", (tries ? atoi(tries) : 0) + 1);
+        (void)setenv(RESTORE_TRIES_VARIABLE, count, 1);
         for (;;) {
                 char **env;
 
