@@ -35,7 +35,7 @@ struct Reaper {
         sd_event *loop;
         LockspaceTable *lockspaces;
         ReaperPolicy policy;
-        sd_event_source *slice; /* enabled while somebody is dying */
+        sd_event_source *slice; /* a timer, armed while somebody is dying */
         ListNode dying;         /* of Death.in_dying */
 };
 
@@ -90,6 +90,13 @@ void reaper_drop_if_idle(Reaper *reaper, Owner *owner)
         (void)owner_drop_if_idle(owner);
 }
 
+/* A timer, not a deferred source: that one would come first again and again, and nobody else be served meanwhile. */
+static void arm_slice(Reaper *reaper)
+{
+        (void)sd_event_source_set_time_relative(reaper->slice, 0);
+        (void)sd_event_source_set_enabled(reaper->slice, SD_EVENT_ONESHOT);
+}
+
 static void start_dying(Death *death)
 {
         if (!death) {
@@ -99,7 +106,7 @@ static void start_dying(Death *death)
         if (list_linked(&death->in_dying))
                 return;
         list_append(&death->reaper->dying, &death->in_dying);
-        (void)sd_event_source_set_enabled(death->reaper->slice, SD_EVENT_ON);
+        arm_slice(death->reaper);
 }
 
 static int64_t elapsed_nsec(const struct timespec *since)
@@ -146,11 +153,13 @@ static bool flush_first(Death *death, Hold *hold)
         return r >= 0;
 }
 
-static int on_slice(sd_event_source *source, void *userdata)
+static int on_slice(sd_event_source *source, uint64_t usec, void *userdata)
 {
         Reaper *reaper = userdata;
         struct timespec start;
 
+        (void)source;
+        (void)usec;
         clock_gettime(CLOCK_MONOTONIC, &start);
         while (!list_empty(&reaper->dying)) {
                 Death *death = list_entry(reaper->dying.next, Death, in_dying);
@@ -168,10 +177,11 @@ static int on_slice(sd_event_source *source, void *userdata)
                         else
                                 lockspace_release_hold(reaper->lockspaces, hold);
                 }
-                if (elapsed_nsec(&start) > REAPER_SLICE_NSEC)
+                if (elapsed_nsec(&start) > REAPER_SLICE_NSEC) {
+                        arm_slice(reaper);
                         return 0;
+                }
         }
-        (void)sd_event_source_set_enabled(source, SD_EVENT_OFF);
         return 0;
 }
 
@@ -389,7 +399,7 @@ int reaper_new(sd_event *loop, LockspaceTable *lockspaces, Reaper **ret)
         reaper->loop = loop;
         reaper->lockspaces = lockspaces;
         list_init(&reaper->dying);
-        r = sd_event_add_defer(loop, &reaper->slice, on_slice, reaper);
+        r = sd_event_add_time_relative(loop, &reaper->slice, CLOCK_MONOTONIC, 0, 1, on_slice, reaper);
         if (r >= 0)
                 r = sd_event_source_set_enabled(reaper->slice, SD_EVENT_OFF);
         if (r < 0) {
