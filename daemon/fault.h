@@ -9,7 +9,11 @@
 #define FAULT(r) fault_born((r), __FILE__, __LINE__, __func__)
 
 /* `return PASS(r);` where a fault is handed up: one more step. Results that are no faults pass unchanged. */
-#define PASS(r) fault_pass((r), __func__)
+#define PASS(r)                                           \
+        ({                                                \
+                int _r = (r);                             \
+                _r < 0 ? fault_pass(_r, __func__) : _r;   \
+        })
 
 int fault_born(int r, const char *file, int line, const char *function);
 int fault_pass(int r, const char *function);

@@ -79,7 +79,7 @@ static int reserve_slot(LeaseTable *table)
 
 int lease_new(LeaseTable *table, Lockfile *file, Lease **ret)
 {
-        _cleanup_free_ Lease *lease = calloc(1, sizeof(*lease));
+        _cleanup_free_ Lease *lease = malloc(sizeof(*lease));
         int r;
 
         if (!lease)
@@ -87,8 +87,7 @@ int lease_new(LeaseTable *table, Lockfile *file, Lease **ret)
         r = reserve_slot(table);
         if (r < 0)
                 return PASS(r);
-        lease->table = table;
-        lease->file = LOCKFILE_NONE;
+        *lease = (Lease){ .table = table, .file = LOCKFILE_NONE };
         list_init(&lease->holds);
         if (file) {
                 lease->file.id = file->id;
@@ -165,12 +164,11 @@ void lease_set_newest(LeaseTable *table, uint64_t newest)
 int resource_new(Lockspace *lockspace, const char *name, Lease *lease, Resource **ret)
 {
         size_t len = strlen(name);
-        Resource *resource = calloc(1, sizeof(*resource) + len + 1);
+        Resource *resource = malloc(sizeof(*resource) + len + 1);
 
         if (!resource)
                 return FAULT(-ENOMEM);
-        resource->lockspace = lockspace;
-        resource->lease = lease;
+        *resource = (Resource){ .lockspace = lockspace, .lease = lease };
         memcpy(resource->name, name, len + 1);
         *ret = resource;
         return 0;
@@ -184,13 +182,15 @@ Resource *resource_free(Resource *resource)
 
 int hold_new(Resource *resource, Owner *owner, Hold **ret)
 {
-        Hold *hold = calloc(1, sizeof(*hold));
+        Hold *hold = malloc(sizeof(*hold));
 
         if (!hold)
                 return FAULT(-ENOMEM);
-        hold->resource = resource;
-        hold->owner = owner;
-        hold->since = now_usec();
+        *hold = (Hold){
+                .resource = resource,
+                .owner = owner,
+                .since = resource->lease->n_holds > 0 ? now_usec() : resource->lease->since, /* the first one: of this moment */
+        };
         list_append(&resource->lease->holds, &hold->in_lease);
         list_append(&owner->holds, &hold->in_owner);
         resource->lease->table->n_holds++;

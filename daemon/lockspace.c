@@ -45,8 +45,9 @@ static Lockspace *find(const LockspaceTable *table, const char *path)
         char plain[LOCKSPACE_PATH_MAX + 1];
         Lockspace *lockspace;
 
-        if (strlen(path) > LOCKSPACE_PATH_MAX)
-                return NULL;
+        HASH_FIND_STR(table->lockspaces, path, lockspace);
+        if (lockspace || strlen(path) > LOCKSPACE_PATH_MAX)
+                return lockspace;
         normalize(path, plain);
         HASH_FIND_STR(table->lockspaces, plain, lockspace);
         return lockspace;
@@ -214,12 +215,16 @@ static bool is_name(const Lockspace *lockspace, const char *name)
         return len > 0 && len <= LOCKSPACE_NAME_MAX && !strchr(name, '/') && strcmp(name, ".") != 0 && strcmp(name, "..") != 0;
 }
 
-static void resource_path(const Lockspace *lockspace, const char *name, char *buf, size_t size)
+#define RESOURCE_PATH_SIZE (LOCKSPACE_PATH_MAX + LOCKSPACE_NAME_MAX + 2)
+
+static void resource_path(const Lockspace *lockspace, const char *name, char buf[RESOURCE_PATH_SIZE])
 {
-        if (*lockspace->path)
-                (void)snprintf(buf, size, "%s/%s", strcmp(lockspace->path, "/") == 0 ? "" : lockspace->path, name);
-        else
-                (void)snprintf(buf, size, "%s", name);
+        char *end = stpcpy(buf, lockspace->path);
+
+        if (end > buf && end[-1] != '/')
+                *end++ = '/';
+        end = mempcpy(end, name, strnlen(name, (size_t)(buf + RESOURCE_PATH_SIZE - 1 - end)));
+        *end = '\0';
 }
 
 static Resource *find_resource(const Lockspace *lockspace, const char *name)
@@ -244,7 +249,7 @@ static int find_name(LockspaceTable *table, const char *path, const char *name, 
                 return LOCKSPACE_E_UNKNOWN;
         if (!is_name(lockspace, name))
                 return LOCKSPACE_E_NAME;
-        resource_path(lockspace, name, refusal->path, sizeof(refusal->path));
+        resource_path(lockspace, name, refusal->path);
         *ret = lockspace;
         *ret_resource = find_resource(lockspace, name);
         if (!*ret_resource && is_absent(table, lockspace)) {
@@ -513,7 +518,7 @@ int lockspace_acquire(LockspaceTable *table, const AcquireRequest *request, Lock
 
 void lockspace_release_hold(LockspaceTable *table, Hold *hold)
 {
-        char path[LOCKSPACE_PATH_MAX + LOCKSPACE_NAME_MAX + 2];
+        char path[RESOURCE_PATH_SIZE];
         Resource *resource = hold->resource;
         Lease *lease = resource->lease;
         int r;
@@ -523,7 +528,7 @@ void lockspace_release_hold(LockspaceTable *table, Hold *hold)
         hold_free(hold);
         if (lease->n_holds == 0 && lease->file.fd >= 0) {
                 lease->releasing = true;
-                resource_path(resource->lockspace, resource->name, path, sizeof(path));
+                resource_path(resource->lockspace, resource->name, path);
                 r = storage_release(table->storage, path, lease->autocreate && lease->local, &lease->file);
                 if (r < 0)
                         log_warning("%s: not removed: %s (%s)", log_name(path), strerror(-r), fault_trail());

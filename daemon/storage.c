@@ -38,8 +38,13 @@ typedef struct Mount {
         char point[];
 } Mount;
 
+typedef struct Mounts {
+        Mount *by_point;            /* of several at one place the last one counts */
+        bool lengths[PATH_MAX + 1]; /* of the mount points: what is as long as none of them need not be looked up */
+} Mounts;
+
 struct Storage {
-        Mount *mounts;             /* by mount point; of several at one place the last one counts */
+        Mounts mounts;
         struct libmnt_table *fstab; /* NULL: none */
         struct libmnt_iter *iter;
         unsigned long long generation;
@@ -161,48 +166,45 @@ static bool is_local_type(struct libmnt_fs *fs)
         return false;
 }
 
-static Mount *mounts_free(Mount *mounts)
+static void mounts_done(Mounts *mounts)
 {
         Mount *mount, *next;
 
-        HASH_ITER(hh, mounts, mount, next) {
-                HASH_DEL(mounts, mount);
+        HASH_ITER(hh, mounts->by_point, mount, next) {
+                HASH_DEL(mounts->by_point, mount);
                 free(mount->type);
                 free(mount);
         }
-        return NULL;
-}
-
-static void mounts_freep(Mount **mounts)
-{
-        *mounts = mounts_free(*mounts);
 }
 
 /* The mount that path is on: the longest mount point that is path or one of its parents. */
-static Mount *mount_in(Mount *mounts, const char *path)
+static Mount *mount_in(const Mounts *mounts, const char *path)
 {
         size_t len = strnlen(path, PATH_MAX);
+        const char *slash;
         Mount *mount;
 
         while (len > 0) {
-                HASH_FIND(hh, mounts, path, len, mount);
+                mount = NULL;
+                if (mounts->lengths[len])
+                        HASH_FIND(hh, mounts->by_point, path, len, mount);
                 if (mount)
                         return mount;
-                while (len > 0 && path[--len] != '/')
-                        ;
+                slash = memrchr(path, '/', len);
+                len = slash ? (size_t)(slash - path) : 0;
                 while (len > 0 && path[len - 1] == '/')
                         len--;
         }
-        HASH_FIND(hh, mounts, "/", 1, mount);
+        HASH_FIND(hh, mounts->by_point, "/", 1, mount);
         return mount;
 }
 
 static Mount *mount_of(const Storage *storage, const char *path)
 {
-        return mount_in(storage->mounts, path);
+        return mount_in(&storage->mounts, path);
 }
 
-static int add_mount(Mount **mounts, struct libmnt_fs *fs)
+static int add_mount(Mounts *mounts, struct libmnt_fs *fs)
 {
         const char *point = mnt_fs_get_target(fs), *type = mnt_fs_get_fstype(fs);
         size_t len = point ? strlen(point) : 0;
@@ -226,33 +228,35 @@ static int add_mount(Mount **mounts, struct libmnt_fs *fs)
                 return FAULT(-ENOMEM);
         }
         *strrchr(folder, '/') = '\0';
-        above = len > 1 ? mount_in(*mounts, *folder ? folder : "/") : NULL;
+        above = len > 1 ? mount_in(mounts, *folder ? folder : "/") : NULL;
         if (above && !above->local)
                 mount->local = false;
-        HASH_FIND(hh, *mounts, mount->point, len, old);
+        HASH_FIND(hh, mounts->by_point, mount->point, len, old);
         if (old) {
-                HASH_DEL(*mounts, old);
+                HASH_DEL(mounts->by_point, old);
                 free(old->type);
                 free(old);
         }
-        HASH_ADD_KEYPTR(hh, *mounts, mount->point, mount->len, mount);
+        HASH_ADD_KEYPTR(hh, mounts->by_point, mount->point, mount->len, mount);
         if (!mount->type || !hash_added(mount)) {
                 if (hash_added(mount))
-                        HASH_DEL(*mounts, mount);
+                        HASH_DEL(mounts->by_point, mount);
                 free(mount->type);
                 free(mount);
                 return FAULT(-ENOMEM);
         }
+        if (len <= PATH_MAX)
+                mounts->lengths[len] = true;
         return 0;
 }
 
 int storage_update(Storage *storage)
 {
-        _cleanup_(mounts_freep) Mount *fresh = NULL;
+        _cleanup_(mounts_done) Mounts fresh = { .by_point = NULL };
         struct libmnt_table *table = mnt_new_table_from_file("/proc/self/mountinfo");
         struct libmnt_iter *iter = mnt_new_iter(MNT_ITER_FORWARD);
         struct libmnt_fs *fs;
-        Mount *old;
+        Mounts old;
         int r = table && iter ? 0 : FAULT(-EIO);
 
         while (r == 0 && mnt_table_next_fs(table, iter, &fs) == 0)
@@ -262,7 +266,7 @@ int storage_update(Storage *storage)
         if (r < 0)
                 return PASS(r);
         old = storage->mounts;
-        storage->mounts = TAKE_PTR(fresh);
+        storage->mounts = fresh;
         fresh = old;
         storage->generation++;
         return 0;
@@ -304,7 +308,7 @@ Storage *storage_free(Storage *storage)
 {
         if (!storage)
                 return NULL;
-        mounts_free(storage->mounts);
+        mounts_done(&storage->mounts);
         mnt_unref_table(storage->fstab);
         mnt_free_iter(storage->iter);
         close_fd(storage->watch);
@@ -359,7 +363,7 @@ static bool is_mounted(const Storage *storage, const char *point)
 
         while (len > 1 && point[len - 1] == '/')
                 len--;
-        HASH_FIND(hh, storage->mounts, point, len, mount);
+        HASH_FIND(hh, storage->mounts.by_point, point, len, mount);
         return mount && strcmp(mount->type, "autofs") != 0;
 }
 
@@ -460,6 +464,7 @@ static int unlink_local(const Storage *storage, const char *path, const Lockfile
         _cleanup_fd_ int dirfd = -1;
         LockfilePlace last = { .follow = false };
         const char *slash;
+        size_t len;
         int r;
 
         r = find_place(storage, path, false, &place);
@@ -468,9 +473,12 @@ static int unlink_local(const Storage *storage, const char *path, const Lockfile
         if (place.resolve == 0)
                 return LOCKFILE_E_KEPT;
         slash = strrchr(place.path, '/');
-        (void)snprintf(folder, sizeof(folder), "%.*s", slash && slash != place.path ? (int)(slash - place.path) : 1,
-                       slash ? place.path : ".");
-        dirfd = open_directory(place.dirfd, folder);
+        len = slash ? (size_t)(slash - place.path) : 0;
+        if (len >= sizeof(folder))
+                return FAULT(-ENAMETOOLONG);
+        memcpy(folder, place.path, len);
+        folder[len] = '\0';
+        dirfd = open_directory(place.dirfd, len > 0 ? folder : slash ? "/" : ".");
         if (dirfd < 0)
                 return dirfd == -EXDEV ? LOCKFILE_E_KEPT : FAULT(dirfd);
         last.dirfd = dirfd;
