@@ -170,8 +170,13 @@ static int check_caller(const RpcProcedure *procedure, const Caller *caller, Rpc
 /* Decodes, checks, calls. */
 static int call_procedure(const RpcProcedure *procedure, RpcCall *call, const uint8_t *payload, size_t len)
 {
-        int r = wire_decode(procedure->args, payload, len, call->args);
+        int r;
 
+        memset(call->args, 0, procedure->args_size);
+        memset(call->ret, 0, procedure->ret_size);
+        if (procedure->args_room)
+                procedure->args_room(call->args);
+        r = wire_decode(procedure->args, payload, len, call->args);
         if (r < 0)
                 r = refuse_rpc(call->error, "Unable to decode message payload");
         if (r == 0)
@@ -181,7 +186,8 @@ static int call_procedure(const RpcProcedure *procedure, RpcCall *call, const ui
         if (r == 0)
                 r = procedure->call(call);
         call->caller->last = !procedure->takes ? CALLER_LAST_OTHER : r == 0 ? CALLER_LAST_GRANTED : CALLER_LAST_REFUSED;
-        wire_free(procedure->args, call->args);
+        if (!procedure->args_room)
+                wire_free(procedure->args, call->args);
         return PASS(r);
 }
 
@@ -191,7 +197,7 @@ int dispatch_frame(const RpcProgram *program, const RpcServices *services, Calle
         union {
                 uint64_t align;
                 char bytes[ARGS_MAX];
-        } args = { .bytes = { 0 } }, value = { .bytes = { 0 } };
+        } args, value;
         RpcError *error = new_error();
         RpcCall call = { .services = services, .caller = caller, .args = args.bytes, .ret = value.bytes, .error = error };
         FrameHeader reply = reply_to(header);

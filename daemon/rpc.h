@@ -56,6 +56,8 @@ typedef struct RpcProcedure {
         const char *name;
         xdrproc_t args;
         size_t args_size;
+        /* Gives the strings of zeroed args memory that stays; NULL: what they point to is allocated, and freed again. */
+        void (*args_room)(void *args);
         xdrproc_t ret; /* NULL: an empty answer */
         size_t ret_size;
         bool needs_owner;

@@ -13,30 +13,51 @@
 #include "rpc.h"
 #include "virtlock.h"
 
-/* Arguments as C strings. */
+/* The strings of the arguments, decoded in place: calls are decoded one at a time. */
 typedef struct Names {
         char path[VIRTLOCK_STRING_MAX + 1];
         char name[VIRTLOCK_STRING_MAX + 1];
 } Names;
 
-static Names names; /* calls are decoded one at a time */
+static Names names;
 
-static int c_string(RpcCall *call, const virtlock_string *string, char buf[VIRTLOCK_STRING_MAX + 1])
+static void register_room(void *args)
 {
-        if (string->virtlock_string_len > 0)
-                memcpy(buf, string->virtlock_string_val, string->virtlock_string_len);
-        buf[string->virtlock_string_len] = '\0';
-        if (strlen(buf) != string->virtlock_string_len)
+        ((virtlock_register *)args)->name.virtlock_string_val = names.name;
+}
+
+static void new_room(void *args)
+{
+        ((virtlock_new *)args)->path.virtlock_string_val = names.path;
+}
+
+static void create_lockspace_room(void *args)
+{
+        ((virtlock_create_lockspace *)args)->path.virtlock_string_val = names.path;
+}
+
+static void resource_room(void *args)
+{
+        ((virtlock_resource *)args)->path.virtlock_string_val = names.path;
+        ((virtlock_resource *)args)->name.virtlock_string_val = names.name;
+}
+
+/* Makes a C string of one that was decoded in place. */
+static int end_string(RpcCall *call, const virtlock_string *string)
+{
+        string->virtlock_string_val[string->virtlock_string_len] = '\0';
+        if (strlen(string->virtlock_string_val) != string->virtlock_string_len)
                 return rpc_refuse(call->error, VIRTLOCK_ERR_RPC, VIRTLOCK_FROM_RPC,
                                   "Unable to decode message payload: a name contains a NUL byte");
         return 0;
 }
 
-static int resource_names(RpcCall *call, const virtlock_resource *args)
+static int end_names(RpcCall *call)
 {
-        int r = c_string(call, &args->path, names.path);
+        const virtlock_resource *args = call->args;
+        int r = end_string(call, &args->path);
 
-        return r != 0 ? r : c_string(call, &args->name, names.name);
+        return r != 0 ? r : end_string(call, &args->name);
 }
 
 static int refuse_busy(RpcCall *call, const LockspaceRefusal *refusal)
@@ -151,7 +172,7 @@ static int refuse_owner(RpcCall *call, int r, const virtlock_register *args)
 static int call_register(RpcCall *call)
 {
         const virtlock_register *args = call->args;
-        int r = c_string(call, &args->name, names.name);
+        int r = end_string(call, &args->name);
 
         if (r != 0)
                 return r;
@@ -172,7 +193,7 @@ static int call_restrict(RpcCall *call)
 static int create_lockspace(RpcCall *call, const virtlock_string *path, bool fresh)
 {
         LockspaceRefusal refusal = { .step = LOCKFILE_OPEN };
-        int made, r = c_string(call, path, names.path);
+        int made, r = end_string(call, path);
 
         if (r != 0)
                 return r;
@@ -206,7 +227,7 @@ static int call_create_lockspace(RpcCall *call)
 static int call_create_resource(RpcCall *call)
 {
         LockspaceRefusal refusal;
-        int r = resource_names(call, call->args);
+        int r = end_names(call);
 
         if (r != 0)
                 return r;
@@ -219,7 +240,7 @@ static int call_create_resource(RpcCall *call)
 static int call_delete_resource(RpcCall *call)
 {
         LockspaceRefusal refusal;
-        int r = resource_names(call, call->args);
+        int r = end_names(call);
 
         if (r != 0)
                 return r;
@@ -241,7 +262,7 @@ static int call_acquire(RpcCall *call)
                 .taker = caller->number,
         };
         LockspaceRefusal refusal;
-        int r = resource_names(call, args);
+        int r = end_names(call);
 
         if (r != 0)
                 return r;
@@ -253,7 +274,7 @@ static int call_acquire(RpcCall *call)
 static int call_release(RpcCall *call)
 {
         LockspaceRefusal refusal;
-        int r = resource_names(call, call->args);
+        int r = end_names(call);
 
         if (r != 0)
                 return r;
@@ -262,26 +283,27 @@ static int call_release(RpcCall *call)
 }
 
 #define ARGS(type) .args = (xdrproc_t)xdr_##type, .args_size = sizeof(type)
+#define ARGS_IN(room, type) ARGS(type), .args_room = (room)
 #define FLAGS(type, allowed, function) \
         .flags_offset = offsetof(type, flags), .flags_allowed = (allowed), .flags_function = "virLockSpaceProtocolDispatch" function
 
 static const RpcProcedure procedures[] = {
-        { .number = VIRTLOCK_REGISTER, .name = "REGISTER", ARGS(virtlock_register), FLAGS(virtlock_register, 0, "Register"),
+        { .number = VIRTLOCK_REGISTER, .name = "REGISTER", ARGS_IN(register_room, virtlock_register), FLAGS(virtlock_register, 0, "Register"),
           .call = call_register },
         { .number = VIRTLOCK_RESTRICT, .name = "RESTRICT", ARGS(virtlock_restrict), FLAGS(virtlock_restrict, 0, "Restrict"),
           .needs_owner = true, .call = call_restrict },
-        { .number = VIRTLOCK_NEW, .name = "NEW", ARGS(virtlock_new), FLAGS(virtlock_new, 0, "New"),
+        { .number = VIRTLOCK_NEW, .name = "NEW", ARGS_IN(new_room, virtlock_new), FLAGS(virtlock_new, 0, "New"),
           .needs_owner = true, .call = call_new },
-        { .number = VIRTLOCK_CREATE_RESOURCE, .name = "CREATE_RESOURCE", ARGS(virtlock_resource),
+        { .number = VIRTLOCK_CREATE_RESOURCE, .name = "CREATE_RESOURCE", ARGS_IN(resource_room, virtlock_resource),
           FLAGS(virtlock_resource, 0, "CreateResource"), .needs_owner = true, .call = call_create_resource },
-        { .number = VIRTLOCK_DELETE_RESOURCE, .name = "DELETE_RESOURCE", ARGS(virtlock_resource),
+        { .number = VIRTLOCK_DELETE_RESOURCE, .name = "DELETE_RESOURCE", ARGS_IN(resource_room, virtlock_resource),
           FLAGS(virtlock_resource, 0, "DeleteResource"), .needs_owner = true, .call = call_delete_resource },
-        { .number = VIRTLOCK_ACQUIRE_RESOURCE, .name = "ACQUIRE_RESOURCE", ARGS(virtlock_resource),
+        { .number = VIRTLOCK_ACQUIRE_RESOURCE, .name = "ACQUIRE_RESOURCE", ARGS_IN(resource_room, virtlock_resource),
           FLAGS(virtlock_resource, VIRTLOCK_ACQUIRE_SHARED | VIRTLOCK_ACQUIRE_AUTOCREATE, "AcquireResource"), .needs_owner = true,
           .takes = true, .call = call_acquire },
-        { .number = VIRTLOCK_RELEASE_RESOURCE, .name = "RELEASE_RESOURCE", ARGS(virtlock_resource),
+        { .number = VIRTLOCK_RELEASE_RESOURCE, .name = "RELEASE_RESOURCE", ARGS_IN(resource_room, virtlock_resource),
           FLAGS(virtlock_resource, 0, "ReleaseResource"), .needs_owner = true, .call = call_release },
-        { .number = VIRTLOCK_CREATE_LOCKSPACE, .name = "CREATE_LOCKSPACE", ARGS(virtlock_create_lockspace),
+        { .number = VIRTLOCK_CREATE_LOCKSPACE, .name = "CREATE_LOCKSPACE", ARGS_IN(create_lockspace_room, virtlock_create_lockspace),
           .call = call_create_lockspace },
 };
 
