@@ -29,6 +29,7 @@
 #define PEER_UNSENT_MAX (256U * 1024) /* replies that wait for the client; beyond it no more calls are read */
 #define PEER_CALLS_MAX 32             /* of one connection at a time: then it is the others' turn */
 #define PEER_EVENTS_MAX 64
+#define PEER_REPLIES_SIZE 4096U /* memory for replies that are under way */
 
 typedef struct Buffer {
         uint8_t *bytes;
@@ -47,6 +48,7 @@ struct PeerSet {
         void (*empty)(void *userdata);
         void *userdata;
         uint8_t *scratch;
+        Buffer spare; /* goes from one whose replies are all sent to the next who gets some */
 };
 
 typedef enum PeerState {
@@ -173,6 +175,27 @@ static void give_up_input(Peer *peer, const char *why)
                     peer->state == PEER_MUTE ? "its input is ignored from now on, its locks stay" : "closing it");
 }
 
+static void take_spare(Peer *peer)
+{
+        Buffer *spare = &peer->set->spare;
+
+        if (!spare->bytes && (spare->bytes = malloc(PEER_REPLIES_SIZE)))
+                spare->size = PEER_REPLIES_SIZE;
+        peer->out = *spare;
+        *spare = (Buffer){ 0 };
+}
+
+static void put_spare(Peer *peer)
+{
+        Buffer *spare = &peer->set->spare;
+
+        if (spare->bytes || peer->out.size != PEER_REPLIES_SIZE)
+                buffer_done(&peer->out);
+        else
+                *spare = (Buffer){ .bytes = peer->out.bytes, .size = peer->out.size };
+        peer->out = (Buffer){ 0 };
+}
+
 static void flush(Peer *peer)
 {
         while (peer->out.len > 0) {
@@ -188,13 +211,20 @@ static void flush(Peer *peer)
                         buffer_done(&peer->out);
                         return;
                 }
-                buffer_consume(&peer->out, (size_t)n);
+                if ((size_t)n == peer->out.len)
+                        put_spare(peer);
+                else
+                        buffer_consume(&peer->out, (size_t)n);
         }
 }
 
 static void queue_reply(Peer *peer, const DispatchReply *reply)
 {
-        if (!peer->deaf && buffer_append(&peer->out, reply->bytes, reply->len) < 0) {
+        if (peer->deaf)
+                return;
+        if (!peer->out.bytes)
+                take_spare(peer);
+        if (buffer_append(&peer->out, reply->bytes, reply->len) < 0) {
                 /* A call without its answer would hang the client: rather end the connection. */
                 peer->deaf = true;
                 give_up_input(peer, "no memory for a reply");
@@ -576,6 +606,7 @@ PeerSet *peer_set_free(PeerSet *set)
         free_ended(set);
         sd_event_source_disable_unref(set->source);
         close_fd(set->epoll);
+        buffer_done(&set->spare);
         free(set->scratch);
         free(set);
         return NULL;
