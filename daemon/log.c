@@ -320,13 +320,18 @@ static bool write_output(Output *output, LogLevel level, const char *source, con
         return false;
 }
 
+bool log_wants(LogLevel level, const char *source)
+{
+        return level >= LOG_LEVEL_AUDIT || level >= threshold(source);
+}
+
 void log_write(LogLevel level, const char *source, const char *format, ...)
 {
         char message[LOG_LINE_MAX];
         int saved = errno;
         va_list ap;
 
-        if (level < LOG_LEVEL_AUDIT && level < threshold(source))
+        if (!log_wants(level, source))
                 return;
         va_start(ap, format);
         (void)vsnprintf(message, sizeof(message), format, ap);

@@ -7,6 +7,7 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 
 typedef enum LogLevel {
@@ -34,6 +35,9 @@ void log_reopen(void);
 /* Lines dropped since the start. */
 unsigned long long log_dropped(void);
 
+/* Would such a line go anywhere? What costs something is not even put into words otherwise. */
+bool log_wants(LogLevel level, const char *source);
+
 void log_write(LogLevel level, const char *source, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 /* buf becomes a printable form of name: bytes under 0x20, 0x7f and '\' as \xNN. Returns buf. */
@@ -45,7 +49,8 @@ const char *log_escape(const char *name, char *buf, size_t size);
 /* The deeds of administrators: whatever log_level and log_filters say. */
 #define log_audit(...) log_write(LOG_LEVEL_AUDIT, "audit", __VA_ARGS__)
 
-#define log_debug(...) log_write(LOG_LEVEL_DEBUG, LOG_SOURCE, __VA_ARGS__)
-#define log_info(...) log_write(LOG_LEVEL_INFO, LOG_SOURCE, __VA_ARGS__)
+#define log_if_wanted(level, ...) (log_wants((level), LOG_SOURCE) ? log_write((level), LOG_SOURCE, __VA_ARGS__) : (void)0)
+#define log_debug(...) log_if_wanted(LOG_LEVEL_DEBUG, __VA_ARGS__)
+#define log_info(...) log_if_wanted(LOG_LEVEL_INFO, __VA_ARGS__)
 #define log_warning(...) log_write(LOG_LEVEL_WARNING, LOG_SOURCE, __VA_ARGS__)
 #define log_error(...) log_write(LOG_LEVEL_ERROR, LOG_SOURCE, __VA_ARGS__)
