@@ -445,7 +445,7 @@ static int set_up(Daemon *daemon, char **why)
                 r = config_load("", false, daemon->options->session, &daemon->config, why);
         }
         if (r == 0)
-                r = sd_event_default(&daemon->loop);
+                r = sd_event_new(&daemon->loop);
         if (r >= 0)
                 r = storage_new(&daemon->storage);
         if (r >= 0)
