@@ -12,6 +12,7 @@
 
 #include "cleanup.h"
 #include "fault.h"
+#include "hash.h"
 
 #define SLOT_NONE SIZE_MAX
 
@@ -22,7 +23,7 @@ typedef struct Slot {
 } Slot;
 
 struct LeaseTable {
-        Lease *by_file;
+        Table by_file;
         uint64_t newest;
         size_t count;
         size_t n_holds;
@@ -44,8 +45,10 @@ int lease_table_new(LeaseTable **ret)
 
 LeaseTable *lease_table_free(LeaseTable *table)
 {
-        if (table)
+        if (table) {
                 free(table->slots);
+                table_done(&table->by_file);
+        }
         free(table);
         return NULL;
 }
@@ -91,8 +94,7 @@ int lease_new(LeaseTable *table, Lockfile *file, Lease **ret)
         list_init(&lease->holds);
         if (file) {
                 lease->file.id = file->id;
-                HASH_ADD(hh, table->by_file, file.id, sizeof(lease->file.id), lease);
-                if (!hash_added(lease))
+                if (!table_add(&table->by_file, &lease->by_file, hash_bytes(&file->id, sizeof(file->id))))
                         return FAULT(-ENOMEM);
                 lease->in_table = true;
                 lease->file = *file;
@@ -116,7 +118,7 @@ Lease *lease_free(Lease *lease)
                 return NULL;
         table = lease->table;
         if (lease->in_table)
-                HASH_DEL(table->by_file, lease);
+                table_remove(&table->by_file, &lease->by_file);
         table->slots[lease->slot] = (Slot){ .next_free = table->first_free };
         table->first_free = lease->slot;
         table->count--;
@@ -127,10 +129,12 @@ Lease *lease_free(Lease *lease)
 
 Lease *lease_find(const LeaseTable *table, const FileId *id)
 {
-        Lease *lease;
+        const uint32_t hash = hash_bytes(id, sizeof(*id));
 
-        HASH_FIND(hh, table->by_file, id, sizeof(*id), lease);
-        return lease;
+        table_for_each(node, &table->by_file, hash)
+                if (memcmp(&table_entry(node, Lease, by_file)->file.id, id, sizeof(*id)) == 0)
+                        return table_entry(node, Lease, by_file);
+        return NULL;
 }
 
 Lease *lease_next(const LeaseTable *table, size_t *cursor)

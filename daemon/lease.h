@@ -13,10 +13,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "hash.h"
 #include "list.h"
 #include "lockfile.h"
 #include "owner.h"
+#include "table.h"
 
 typedef struct Lease Lease;
 typedef struct LeaseTable LeaseTable;
@@ -24,10 +24,10 @@ typedef struct Lockspace Lockspace;
 typedef struct Resource Resource;
 
 struct Resource {
-        UT_hash_handle hh; /* in its lockspace's table, by name */
+        TableNode by_name; /* of its lockspace */
         Lockspace *lockspace;
         Lease *lease;
-        size_t n_holds; /* under this name */
+        uint32_t n_holds; /* under this name */
         bool in_table;
         char name[];
 };
@@ -45,7 +45,7 @@ typedef struct Hold {
 } Hold;
 
 struct Lease {
-        UT_hash_handle hh; /* by file.id */
+        TableNode by_file;
         LeaseTable *table;
         Lockfile file; /* fd -1: UNPROTECTED, not locked any more */
         uint64_t id;   /* growing, never used again */
@@ -55,8 +55,8 @@ struct Lease {
         bool local;
         bool releasing;
         bool in_table;
+        uint32_t n_holds;
         char *extra; /* as Hold.extra */
-        size_t n_holds;
         ListNode holds; /* never empty outside acquire and release */
 };
 

@@ -100,6 +100,7 @@ LockspaceTable *lockspace_table_free(LockspaceTable *table)
                 return NULL;
         HASH_ITER(hh, table->lockspaces, lockspace, next) {
                 HASH_DEL(table->lockspaces, lockspace);
+                table_done(&lockspace->resources);
                 free(lockspace->require_mount);
                 free(lockspace->extra);
                 free(lockspace);
@@ -229,10 +230,12 @@ static void resource_path(const Lockspace *lockspace, const char *name, char buf
 
 static Resource *find_resource(const Lockspace *lockspace, const char *name)
 {
-        Resource *resource;
+        const uint32_t hash = hash_bytes(name, strlen(name));
 
-        HASH_FIND_STR(lockspace->resources, name, resource);
-        return resource;
+        table_for_each(node, &lockspace->resources, hash)
+                if (strcmp(table_entry(node, Resource, by_name)->name, name) == 0)
+                        return table_entry(node, Resource, by_name);
+        return NULL;
 }
 
 /* What acquire, create and delete check first. */
@@ -269,7 +272,7 @@ const Resource *lockspace_find_resource(LockspaceTable *table, const char *locks
 static void drop_resource(Resource *resource)
 {
         if (resource->in_table)
-                HASH_DEL(resource->lockspace->resources, resource);
+                table_remove(&resource->lockspace->resources, &resource->by_name);
         resource_free(resource);
 }
 
@@ -290,8 +293,7 @@ static int add_resource(Lockspace *lockspace, const char *name, Lease *lease, Re
         r = resource_new(lockspace, name, lease, &resource);
         if (r < 0)
                 return PASS(r);
-        HASH_ADD_KEYPTR(hh, lockspace->resources, resource->name, strlen(resource->name), resource);
-        if (!hash_added(resource)) {
+        if (!table_add(&lockspace->resources, &resource->by_name, hash_bytes(name, strlen(name)))) {
                 resource_free(resource);
                 return FAULT(-ENOMEM);
         }

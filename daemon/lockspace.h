@@ -22,7 +22,7 @@ typedef struct LockspaceTable LockspaceTable;
 struct Lockspace {
         UT_hash_handle hh;
         LockspaceTable *table;
-        Resource *resources;           /* locked names */
+        Table resources;               /* locked names */
         char *require_mount;           /* NULL: none configured */
         unsigned long long looked;     /* storage generation at which absent was found */
         char *extra;                   /* as Hold.extra */

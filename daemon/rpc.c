@@ -89,5 +89,5 @@ void rpc_name_holder(RpcError *error, const Lease *lease)
         len += (size_t)snprintf(error->detail + len, sizeof(error->detail) - len, " by %s%s since %s", owner_text(hold->owner),
                                 hold->owner->dead ? ", whose process has ended," : "", text);
         if (len < sizeof(error->detail) && lease->n_holds > 1)
-                (void)snprintf(error->detail + len, sizeof(error->detail) - len, " and %zu more", lease->n_holds - 1);
+                (void)snprintf(error->detail + len, sizeof(error->detail) - len, " and %u more", lease->n_holds - 1);
 }

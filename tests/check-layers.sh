@@ -37,7 +37,7 @@ virtlock             only daemon peer dispatch rpc_lock rpc_admin rpc
 wire                 only dispatch
 frame                only listener peer dispatch rpc_lock rpc_admin wire
 json_bytes           only state
-utf8 uuid hash list cleanup exit_codes
+utf8 uuid hash table list cleanup exit_codes
 '
 
 # Things that have one place in daemon/. PATTERN | FILES where it may be (globs) | why.
