@@ -35,6 +35,8 @@ struct Reaper {
         sd_event *loop;
         LockspaceTable *lockspaces;
         ReaperPolicy policy;
+        int pidfds;             /* an epoll of those that are watched: a source each would take 400 bytes */
+        sd_event_source *ended; /* of that */
         sd_event_source *slice; /* a timer, armed while somebody is dying */
         ListNode dying;         /* of Death.in_dying */
 };
@@ -42,7 +44,8 @@ struct Reaper {
 typedef struct Death {
         Reaper *reaper;
         Owner *owner;
-        sd_event_source *pidfd, *timer, *flush;
+        bool watched;
+        sd_event_source *timer, *flush;
         ReaperState state;
         bool killed;         /* KILL has been sent */
         pid_t flusher;       /* 0: none */
@@ -67,13 +70,20 @@ static void tell_waits(Death *death, int result)
         }
 }
 
+static void unwatch(Death *death)
+{
+        if (death->watched)
+                (void)epoll_ctl(death->reaper->pidfds, EPOLL_CTL_DEL, death->owner->pidfd, NULL);
+        death->watched = false;
+}
+
 static Death *death_free(Death *death)
 {
         if (!death)
                 return NULL;
         tell_waits(death, 0);
         list_unlink(&death->in_dying);
-        sd_event_source_disable_unref(death->pidfd);
+        unwatch(death);
         sd_event_source_disable_unref(death->timer);
         sd_event_source_disable_unref(death->flush);
         death->owner->death = NULL;
@@ -206,8 +216,7 @@ static void process_ended(Reaper *reaper, Owner *owner)
 
         owner_mark_dead(owner);
         if (death) {
-                if (death->pidfd)
-                        (void)sd_event_source_set_enabled(death->pidfd, SD_EVENT_OFF);
+                unwatch(death);
                 if (death->timer)
                         (void)sd_event_source_set_enabled(death->timer, SD_EVENT_OFF);
         }
@@ -228,21 +237,22 @@ static void process_ended(Reaper *reaper, Owner *owner)
         }
 }
 
-static int on_pidfd(sd_event_source *source, int fd, uint32_t revents, void *userdata)
+/* One at a time: the end of an owner may free others. */
+static int on_ended(sd_event_source *source, int fd, uint32_t revents, void *userdata)
 {
-        Death *death = userdata;
+        struct epoll_event event;
 
         (void)source;
-        (void)fd;
         (void)revents;
-        process_ended(death->reaper, death->owner);
+        if (epoll_wait(fd, &event, 1, 0) == 1)
+                process_ended(userdata, ((Death *)event.data.ptr)->owner);
         return 0;
 }
 
 int reaper_watch(Reaper *reaper, Owner *owner)
 {
         Death *death = calloc(1, sizeof(*death));
-        int r;
+        struct epoll_event event = { .events = EPOLLIN, .data.ptr = death };
 
         if (!death)
                 return FAULT(-ENOMEM);
@@ -253,8 +263,10 @@ int reaper_watch(Reaper *reaper, Owner *owner)
         if (owner->pidfd < 0 || owner->dead)
                 return 0;
         /* On failure the Death stays: an owner that is not watched is one that holds on. */
-        r = sd_event_add_io(reaper->loop, &death->pidfd, owner->pidfd, EPOLLIN, on_pidfd, death);
-        return r < 0 ? FAULT(r) : 0;
+        if (epoll_ctl(reaper->pidfds, EPOLL_CTL_ADD, owner->pidfd, &event) < 0)
+                return FAULT(-errno);
+        death->watched = true;
+        return 0;
 }
 
 static void send_signal(Death *death, int signal)
@@ -399,7 +411,10 @@ int reaper_new(sd_event *loop, LockspaceTable *lockspaces, Reaper **ret)
         reaper->loop = loop;
         reaper->lockspaces = lockspaces;
         list_init(&reaper->dying);
-        r = sd_event_add_time_relative(loop, &reaper->slice, CLOCK_MONOTONIC, 0, 1, on_slice, reaper);
+        reaper->pidfds = epoll_create1(EPOLL_CLOEXEC);
+        r = reaper->pidfds < 0 ? -errno : sd_event_add_io(loop, &reaper->ended, reaper->pidfds, EPOLLIN, on_ended, reaper);
+        if (r >= 0)
+                r = sd_event_add_time_relative(loop, &reaper->slice, CLOCK_MONOTONIC, 0, 1, on_slice, reaper);
         if (r >= 0)
                 r = sd_event_source_set_enabled(reaper->slice, SD_EVENT_OFF);
         if (r < 0) {
@@ -414,7 +429,9 @@ Reaper *reaper_free(Reaper *reaper)
 {
         if (!reaper)
                 return NULL;
+        sd_event_source_disable_unref(reaper->ended);
         sd_event_source_disable_unref(reaper->slice);
+        close_fd(reaper->pidfds);
         free(reaper);
         return NULL;
 }
