@@ -500,16 +500,23 @@ bool conn_receive(Conn *conn, FrameHeader *ret, uint8_t **payload, size_t *len)
 bool conn_ping(Conn *conn, uint32_t serial)
 {
         const FrameHeader ping = {
+                .length = FRAME_HEADER_SIZE,
                 .program = FRAME_KEEPALIVE_PROGRAM,
                 .version = FRAME_KEEPALIVE_VERSION,
                 .procedure = FRAME_KEEPALIVE_PING,
                 .type = FRAME_MESSAGE,
                 .serial = serial,
         };
+        struct pollfd p = { .fd = conn_fd(conn), .events = POLLIN };
+        uint8_t bytes[FRAME_HEADER_SIZE];
         FrameHeader pong;
 
-        conn_send_frame(conn, ping, NULL, 0);
-        return conn_receive(conn, &pong, NULL, NULL) && pong.program == FRAME_KEEPALIVE_PROGRAM &&
+        /* No assertion: VM stand-ins call this, too, and one that fails in them would go on as a second test. */
+        frame_write_header(bytes, &ping);
+        if (send(p.fd, bytes, sizeof(bytes), MSG_NOSIGNAL) != (ssize_t)sizeof(bytes) || poll(&p, 1, HARNESS_DEADLINE_MSEC) != 1 ||
+            recv(p.fd, bytes, sizeof(bytes), MSG_WAITALL) != (ssize_t)sizeof(bytes))
+                return false;
+        return frame_parse(bytes, sizeof(bytes), sizeof(bytes), &pong) == 0 && pong.program == FRAME_KEEPALIVE_PROGRAM &&
                pong.procedure == FRAME_KEEPALIVE_PONG && pong.serial == serial;
 }
 

@@ -91,6 +91,7 @@ const virtlock_error *conn_error(const Conn *conn);
                 assert_refused((conn), (call), VIRTLOCK_ERR_SYSTEM, VIRTLOCK_FROM_LOCKSPACE, (text));      \
                 assert_int_equal(conn_error(conn)->int1, (number));                                        \
         } while (0)
+#define assert_invalid(conn, call, text) assert_refused((conn), (call), VIRTLOCK_ERR_OPERATION_INVALID, VIRTLOCK_FROM_RPC, (text))
 #define assert_busy(conn, call, text) assert_refused((conn), (call), VIRTLOCK_ERR_RESOURCE_BUSY, VIRTLOCK_FROM_LOCKSPACE, (text))
 
 /* Raw frames. length 0: the right one. */

@@ -88,9 +88,11 @@ static void test_matrix(void **state)
                                 bool both = first && second;
 
                                 assert_int_equal(conn_acquire(ca, "", image, first), 0);
-                                assert_int_equal(conn_acquire(other, "", image, second), both ? 0 : VIRTLOCK_ERR_RESOURCE_BUSY);
+                                assert_int_equal(conn_acquire(other, "", image, second),
+                                                 both ? 0 : VIRTLOCK_ERR_RESOURCE_BUSY);
                                 assert_int_equal(count_holds(d, "", image), both ? 2 : 1);
-                                assert_int_equal(find_lease(d, "", image)->mode, first ? LOCKD_MODE_SHARED : LOCKD_MODE_EXCLUSIVE);
+                                assert_int_equal(find_lease(d, "", image)->mode,
+                                                 first ? LOCKD_MODE_SHARED : LOCKD_MODE_EXCLUSIVE);
                                 assert_false(is_lockable(image, false));
                                 assert_int_equal(is_lockable(image, true), first != 0);
                                 if (both)
@@ -469,7 +471,8 @@ static void test_aliases(void **state)
                         (void)snprintf(under, sizeof(under), "under the name %s", names[i].name);
                         if (strcmp(names[i].name, names[j].name) != 0 && !strstr(conn_message(cb), under))
                                 fail_msg("no \"%s\" in: %s", under, conn_message(cb));
-                        assert_int_equal(conn_acquire(cb, names[j].space, names[j].name, SHARED), VIRTLOCK_ERR_RESOURCE_BUSY);
+                        assert_int_equal(conn_acquire(cb, names[j].space, names[j].name, SHARED),
+                                         VIRTLOCK_ERR_RESOURCE_BUSY);
                         assert_int_equal(conn_acquire(ca, names[j].space, names[j].name, 0), VIRTLOCK_ERR_RESOURCE_BUSY);
                         assert_int_equal(list_leases(d)->records.records_len, 1);
                         assert_int_equal(conn_release(ca, names[i].space, names[i].name), 0);
@@ -504,7 +507,8 @@ static void test_aliases(void **state)
 /* A release counts for the name that was acquired and no other. */
 static void test_release_is_by_name(void **state)
 {
-        const char *image = make_file("named.img", "data"), *renamed = work_path("renamed.img"), *alias = work_path("alias.img");
+        const char *image = make_file("named.img", "data"), *renamed = work_path("renamed.img");
+        const char *alias = work_path("alias.img");
         Vm a = vm_start(d, "alpha");
         Conn *conn = vm_conn(d, &a);
 
@@ -591,7 +595,8 @@ static void test_release_refusals(void **state)
 /* Stock deletes an image here. */
 static void test_create_and_delete(void **state)
 {
-        const char *space = make_directory("resources"), *lease = work_path("resources/lease"), *alias = work_path("resources/alias");
+        const char *space = make_directory("resources"), *lease = work_path("resources/lease");
+        const char *alias = work_path("resources/alias");
         const char *image = make_file("resources/disk.img", "content");
         Vm a = vm_start(d, "alpha"), b = vm_start(d, "beta");
         Conn *ca = vm_conn(d, &a), *cb = vm_conn(d, &b);
@@ -607,8 +612,8 @@ static void test_create_and_delete(void **state)
         assert_false(file_exists(lease));
         assert_int_equal(conn_delete_resource(ca, space, "lease"), 0);
 
-        assert_refused(ca, conn_delete_resource(ca, space, "disk.img"), VIRTLOCK_ERR_OPERATION_DENIED, VIRTLOCK_FROM_LOCKSPACE,
-                       "is not deleted");
+        assert_refused(ca, conn_delete_resource(ca, space, "disk.img"), VIRTLOCK_ERR_OPERATION_DENIED,
+                       VIRTLOCK_FROM_LOCKSPACE, "is not deleted");
         assert_refused(ca, conn_delete_resource(ca, "", image), VIRTLOCK_ERR_OPERATION_DENIED, VIRTLOCK_FROM_LOCKSPACE,
                        "is not deleted");
         assert_true(file_exists(image));
