@@ -33,6 +33,7 @@ static const char *const states[] = {
         [LOCKD_STATE_ORPHANED] = "ORPHANED",
         [LOCKD_STATE_CLASSIC] = "CLASSIC",
         [LOCKD_STATE_UNPROTECTED] = "UNPROTECTED",
+        [LOCKD_STATE_CONFLICT] = "CONFLICT",
 };
 static const char *const owner_states[] = {
         [LOCKD_OWNER_ALIVE] = "alive",

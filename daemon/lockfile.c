@@ -9,9 +9,11 @@
 #include <fcntl.h>
 #include <linux/openat2.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "cleanup.h"
@@ -20,6 +22,8 @@
 
 #define LOCK_BYTE 0
 #define LOCK_LENGTH 1
+#define CONVERT_ATTEMPTS 50
+#define CONVERT_PAUSE_USEC 2000U
 
 /* First bytes of a record that lockd wrote into a lease file. */
 static const char record_magic[8] = { 'l', 'o', 'c', 'k', 'd', 'r', 'e', 'c' };
@@ -97,20 +101,27 @@ void lockfile_look_done(LockfileLook *look)
         look->fd = close_fd(look->fd);
 }
 
-/* 0, LOCKFILE_E_BUSY, or -errno. *kind is what to try, and what it became: a file system that has no OFD locks
- * (EINVAL) gets a classic one. */
-static int set_lock(int fd, short type, LockKind *kind)
+/* 0, LOCKFILE_E_BUSY, or -errno. */
+static int set_kind(int fd, short type, LockKind kind)
 {
         struct flock lock = { .l_type = type, .l_whence = SEEK_SET, .l_start = LOCK_BYTE, .l_len = LOCK_LENGTH };
 
-        if (fcntl(fd, *kind == LOCK_OFD ? F_OFD_SETLK : F_SETLK, &lock) == 0)
+        if (fcntl(fd, kind == LOCK_OFD ? F_OFD_SETLK : F_SETLK, &lock) == 0)
                 return 0;
-        if (errno == EINVAL && *kind == LOCK_OFD) {
-                *kind = LOCK_CLASSIC;
-                return set_lock(fd, type, kind);
-        }
         /* EACCES is a security module's no, not a lock. */
         return errno == EAGAIN ? LOCKFILE_E_BUSY : FAULT(-errno);
+}
+
+/* The same; *kind is what to try, and what it became: a file system that has no OFD locks (EINVAL) gets a classic one. */
+static int set_lock(int fd, short type, LockKind *kind)
+{
+        int r = set_kind(fd, type, *kind);
+
+        if (r == -EINVAL && *kind == LOCK_OFD) {
+                *kind = LOCK_CLASSIC;
+                r = set_kind(fd, type, *kind);
+        }
+        return PASS(r);
 }
 
 /* Who has the lock that refused us. Only classic locks have an owner that the kernel names. */
@@ -208,63 +219,109 @@ int lockfile_unlink(const LockfilePlace *place, const Lockfile *file)
         return unlinkat(place->dirfd, place->path, 0) < 0 ? FAULT(-errno) : 0;
 }
 
-/* The lock: line that the kernel shows for fd, e.g. "lock:\t1: OFDLCK  ADVISORY  WRITE -1 ...". 0, LOCKFILE_E_STALE: there
- * is none, or -errno. */
-static int lock_line(int fd, char *buf, size_t size)
+/* The line of byte 0 among the locks of ours in an fdinfo; NULL: none. */
+static const char *own_lock_line(const char *fdinfo, bool *ret_ofd, bool *ret_shared)
+{
+        const char *line = fdinfo;
+
+        while ((line = strstr(line, "\nlock:"))) {
+                char type[8] = "", mode[8] = "", end[24] = "";
+                unsigned long long start;
+                int pid;
+
+                line += sizeof("\nlock:") - 1;
+                if (sscanf(line, " %*[^:]: %7s %*s %7s %d %*s %llu %23s", type, mode, &pid, &start, end) != 5 || start != LOCK_BYTE ||
+                    strcmp(end, "0") != 0)
+                        continue;
+                *ret_ofd = strcmp(type, "OFDLCK") == 0;
+                *ret_shared = strcmp(mode, "READ") == 0;
+                if (*ret_ofd || (strcmp(type, "POSIX") == 0 && pid == (int)getpid()))
+                        return line;
+        }
+        return NULL;
+}
+
+int lockfile_adopt(int fd, Lockfile *ret, int *ret_mount)
 {
         _cleanup_fd_ int info = -1;
-        char *line;
+        bool ofd = false, shared = false;
+        char text[4096], *mount;
+        struct statx st;
         ssize_t n;
 
-        (void)snprintf(buf, size, "/proc/self/fdinfo/%d", fd);
-        info = open(buf, O_RDONLY | O_CLOEXEC);
-        n = info < 0 ? -1 : read(info, buf, size - 1);
+        (void)snprintf(text, sizeof(text), "/proc/self/fdinfo/%d", fd);
+        info = open(text, O_RDONLY | O_CLOEXEC);
+        n = info < 0 ? -1 : read(info, text, sizeof(text) - 1);
         if (n < 0)
                 return FAULT(-errno);
-        buf[n] = '\0';
-        /* flock's locks are shown, too. */
-        for (line = strstr(buf, "lock:"); line; line = strstr(line + 1, "lock:")) {
-                line[strcspn(line, "\n")] = '\0';
-                if (strstr(line, "OFDLCK") || strstr(line, "POSIX"))
-                        break;
-                line[strlen(line)] = '\n';
-        }
-        if (!line)
+        text[n] = '\0';
+        mount = strstr(text, "mnt_id:");
+        if (ret_mount)
+                *ret_mount = mount ? atoi(mount + sizeof("mnt_id:") - 1) : -1;
+        if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO, &st) < 0)
+                return FAULT(-errno);
+        if (!S_ISREG(st.stx_mode) && !S_ISBLK(st.stx_mode))
+                return LOCKFILE_E_KIND;
+        *ret = (Lockfile){ .fd = fd, .kind = LOCK_CLASSIC };
+        if (S_ISBLK(st.stx_mode))
+                ret->id = (FileId){ .dev = makedev(st.stx_rdev_major, st.stx_rdev_minor), .block = 1 };
+        else
+                ret->id = (FileId){ .dev = makedev(st.stx_dev_major, st.stx_dev_minor), .ino = st.stx_ino };
+        if (!own_lock_line(text, &ofd, &shared))
                 return LOCKFILE_E_STALE;
-        memmove(buf, line, strlen(line) + 1);
+        ret->kind = ofd ? LOCK_OFD : LOCK_CLASSIC;
+        ret->shared = shared;
         return 0;
 }
 
 int lockfile_verify(const Lockfile *file)
 {
-        char line[1024];
-        struct stat st;
-        FileId id;
+        Lockfile seen = LOCKFILE_NONE;
+        int r = lockfile_adopt(file->fd, &seen, NULL);
 
-        if (fstat(file->fd, &st) < 0)
-                return FAULT(-errno);
-        id = identity(&st);
-        return same_file(&id, &file->id) ? PASS(lock_line(file->fd, line, sizeof(line))) : LOCKFILE_E_KIND;
+        return seen.fd >= 0 && !same_file(&seen.id, &file->id) ? LOCKFILE_E_KIND : PASS(r);
 }
 
-int lockfile_adopt(int fd, Lockfile *ret)
+/* For a shared rival that slipped in for a moment. */
+static int make_exclusive(int fd, LockKind kind)
 {
-        char line[1024];
-        struct stat st;
-        int r;
+        int r = LOCKFILE_E_BUSY;
 
-        if (fstat(fd, &st) < 0)
-                return FAULT(-errno);
-        if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
-                return LOCKFILE_E_KIND;
-        r = lock_line(fd, line, sizeof(line));
-        if (r == 0)
-                *ret = (Lockfile){
-                        .fd = fd,
-                        .id = identity(&st),
-                        .kind = strstr(line, "POSIX") ? LOCK_CLASSIC : LOCK_OFD,
-                        .shared = strstr(line, "READ") != NULL,
-                };
+        for (int i = 0; r == LOCKFILE_E_BUSY && i < CONVERT_ATTEMPTS; i++) {
+                if (i > 0)
+                        (void)usleep(CONVERT_PAUSE_USEC);
+                r = set_kind(fd, F_WRLCK, kind);
+        }
+        return PASS(r);
+}
+
+int lockfile_convert(Lockfile *file, LockKind kind)
+{
+        const LockKind old = file->kind;
+        int r = 0;
+
+        if (kind == old)
+                return 0;
+        /* Both kinds fit on one open file description: to the kernel they have different owners, so exclusive ones would
+         * refuse each other, and an unlock of one kind leaves the other. */
+        if (!file->shared)
+                r = set_kind(file->fd, F_RDLCK, old);
+        if (r != 0)
+                return PASS(r);
+        r = set_kind(file->fd, F_RDLCK, kind);
+        if (r == 0) {
+                (void)set_kind(file->fd, F_UNLCK, old);
+                file->kind = kind;
+                if (!file->shared)
+                        r = make_exclusive(file->fd, kind);
+                if (r == 0)
+                        return 0;
+                (void)set_kind(file->fd, F_RDLCK, old);
+                (void)set_kind(file->fd, F_UNLCK, kind);
+                file->kind = old;
+        }
+        if (!file->shared)
+                (void)set_kind(file->fd, F_WRLCK, old);
         return PASS(r);
 }
 
@@ -275,4 +332,8 @@ void lockfile_release(Lockfile *file)
         /* The unlock reaches every copy of the fd, wherever one may have leaked; the close alone would not. */
         (void)set_lock(file->fd, F_UNLCK, &file->kind);
         file->fd = close_fd(file->fd);
+        for (size_t i = 0; i < file->n_others; i++)
+                close_fd(file->others[i]);
+        free(TAKE_PTR(file->others));
+        file->n_others = 0;
 }

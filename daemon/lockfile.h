@@ -12,6 +12,7 @@
 #pragma once
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -44,6 +45,8 @@ typedef struct Lockfile {
         FileId id;
         LockKind kind;
         bool shared;
+        int *others; /* further fds of a file with a classic lock, NULL: none. To close one would drop the lock */
+        size_t n_others;
 } Lockfile;
 
 /* The step at which a fault happened, for the message. */
@@ -71,13 +74,19 @@ int lockfile_take(const LockfilePlace *place, LockfileLook *look, bool shared, L
  * is empty or starts with a lockd record. LOCKFILE_E_KEPT: it stays, and so does the lock. -errno: unlink failed. */
 int lockfile_unlink(const LockfilePlace *place, const Lockfile *file);
 
-/* A Lockfile for an fd that this process was executed with, if it is a lockable file that has a lock of ours. 0,
- * LOCKFILE_E_KIND, LOCKFILE_E_STALE: not locked, or -errno. */
-int lockfile_adopt(int fd, Lockfile *ret);
-
 /* Is that fd still open on that file, and locked? Asks /proc, never by locking again. 0, LOCKFILE_E_KIND: another file,
  * LOCKFILE_E_STALE: not locked, or -errno. */
 int lockfile_verify(const Lockfile *file);
+
+/* A Lockfile for an fd that this process was executed with, if it is a lockable file that has a lock of ours; asks /proc
+ * and the kernel's cache, never a server, and never locks. ret_mount: NULL, or for the number of its mount. 0,
+ * LOCKFILE_E_KIND, LOCKFILE_E_STALE: it shows no lock of ours (kind and shared are a guess then), or -errno. */
+int lockfile_adopt(int fd, Lockfile *ret, int *ret_mount);
+
+/* Makes the lock one of the other kind. Nobody gets it exclusively meanwhile, as a shared lock covers the steps between.
+ * LOCKFILE_E_BUSY: somebody got in with a shared lock (or the lock was lost before); -errno: not on this file system. The
+ * kind is as it was in both cases. */
+int lockfile_convert(Lockfile *file, LockKind kind);
 
 /* Gives the lock up, for every copy of the fd, and closes. Cannot fail. */
 void lockfile_release(Lockfile *file);

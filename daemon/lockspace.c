@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Invariant: one file has at most one lease, an exclusive lease has one hold, and a lease is locked in the kernel from
- * before its first hold until after its last one.
+ * Invariant: one file has at most one lease, an exclusive lease has one hold (more only if virtlockd had granted them:
+ * CONFLICT), and a lease is locked in the kernel from before its first hold until after its last one.
  *
  * Acquire: is the name locked? Else look at the file: is it locked under another name? Else take it. All that can fail
  * comes before the first link. Release goes by the name alone; the file system is not asked which file that is.

@@ -92,6 +92,13 @@ static bool has_ended(int pidfd)
         return poll(&p, 1, 0) == 1 && (p.revents & POLLIN);
 }
 
+int owner_process_start(uint32_t pid, uint64_t *ret)
+{
+        char state;
+
+        return read_stat(pid, &state, ret);
+}
+
 bool owner_has_ended(const Owner *owner)
 {
         return owner->dead || (owner->pidfd >= 0 && has_ended(owner->pidfd));
@@ -174,6 +181,29 @@ static void owner_freep(Owner **owner)
         *owner = owner_free(*owner);
 }
 
+/* A process that was taken over from virtlockd by its number alone (nobody registers with id 0) becomes the VM that
+ * registers with that number first, as long as it is the same process. */
+static Owner *find_nameless(OwnerTable *table, const OwnerKey *key, const char *name, uint32_t id)
+{
+        const OwnerKey nameless = { .pid = key->pid };
+        Owner *owner;
+        char *copy;
+
+        if (key->pid == 0)
+                return NULL;
+        HASH_FIND(hh, table->owners, &nameless, sizeof(nameless), owner);
+        if (!owner || owner->id != 0 || owner->pidfd < 0 || owner_has_ended(owner) || !(copy = strdup(name)))
+                return NULL;
+        HASH_DEL(table->owners, owner);
+        owner->key = *key;
+        owner->id = id;
+        free(owner->name);
+        owner->name = copy;
+        HASH_ADD(hh, table->owners, key, sizeof(owner->key), owner);
+        owner->in_table = hash_added(owner);
+        return owner;
+}
+
 int owner_find(OwnerTable *table, const OwnerPeer *peer, const uint8_t uuid[OWNER_UUID_LEN], const char *name, uint32_t id,
                uint32_t pid, Owner **ret, bool *ret_new)
 {
@@ -194,6 +224,10 @@ int owner_find(OwnerTable *table, const OwnerPeer *peer, const uint8_t uuid[OWNE
         if (owner && !owner_has_ended(owner)) {
                 *ret_new = false;
                 *ret = TAKE_PTR(owner);
+                return 0;
+        }
+        if (!owner && (*ret = find_nameless(table, &key, name, id))) {
+                *ret_new = false;
                 return 0;
         }
         if (owner)

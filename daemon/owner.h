@@ -93,6 +93,9 @@ bool owner_is_peer(const Owner *owner, const OwnerPeer *peer);
 /* Its process has ended; asks the pidfd. */
 bool owner_has_ended(const Owner *owner);
 
+/* When the process of that number was started, in clock ticks since boot. -ESRCH: there is none. */
+int owner_process_start(uint32_t pid, uint64_t *ret);
+
 /* Takes it out of the table: nobody finds it any more, its holds stay. */
 void owner_mark_dead(Owner *owner);
 

@@ -139,7 +139,10 @@ static int stand_in(StateKind kind, StateRecord *record, void *userdata)
         case STATE_PEER:
                 return PASS(stand_in_at(record->peer.fd));
         case STATE_LEASE:
-                return PASS(stand_in_at(record->lease.fd));
+                r = stand_in_at(record->lease.fd);
+                for (u_int i = 0; r == 0 && i < record->lease.others.others_len; i++)
+                        r = stand_in_at(record->lease.others.others_val[i]);
+                return PASS(r);
         case STATE_STRAY:
                 return PASS(stand_in_at(record->stray.fd));
         case STATE_HEADER:
@@ -401,6 +404,8 @@ static int restore_lease(Restore *restore, const lockd_record *record)
         }
         if (lease) {
                 claim(restore, record->fd);
+                for (u_int i = 0; i < record->others.others_len; i++)
+                        claim(restore, record->others.others_val[i]);
                 restore->seen.leases++;
         }
         return r < 0 ? problem(restore, "lease", record->id, r) : 0;
@@ -527,7 +532,7 @@ static void adopt_unclaimed(Restore *restore, int fd)
         (void)snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
         n = readlink(link, target, sizeof(target) - 1);
         target[n > 0 ? n : 0] = '\0';
-        r = lockfile_adopt(fd, &file);
+        r = lockfile_adopt(fd, &file, NULL);
         if (r == 0) {
                 const lockd_bytes name = { (u_int)strlen(target), target }, space = { 0, target + n };
                 lockd_hold hold = { .resource = name, .lockspace = space };

@@ -190,7 +190,7 @@ static int release_safely(RpcCall *call, Hold *hold)
         if (owner->id == OWNER_ID_LOST)
                 return refuse(call, VIRTLOCK_ERR_RESOURCE_BUSY,
                               "its owner was lost in an upgrade and may be alive: make sure that it is not, then use --force with the uuid");
-        if (owner->pidfd >= 0)
+        if (owner->pidfd >= 0 || owner->dead)
                 return refuse(call, VIRTLOCK_ERR_RESOURCE_BUSY,
                               owner->dead ? "the process of %s has ended, but its connection is still open in another process" :
                                             "%s is alive: stop it, or use --kill, or --force with its uuid",

@@ -17,7 +17,7 @@ static lockd_bytes borrow(const char *text)
 
 static lockd_owner_state owner_state(const Owner *owner)
 {
-        if (owner->pidfd < 0)
+        if (owner->pidfd < 0 && !owner->dead)
                 return LOCKD_OWNER_NONE;
         switch (reaper_state(owner)) {
         case REAPER_KILLING:
@@ -54,12 +54,27 @@ void snapshot_owner(const Owner *owner, lockd_owner *ret)
         ret->kill_sent = reaper_progress(owner, &ret->kill_left);
 }
 
+/* An exclusive lease has one hold, unless it was taken over like that. */
+static bool is_conflict(const Lease *lease)
+{
+        const Hold *first = lease_first_hold(lease);
+
+        if (lease->file.shared)
+                return false;
+        list_for_each(node, &lease->holds)
+                if (list_entry(node, Hold, in_lease)->owner != first->owner)
+                        return true;
+        return false;
+}
+
 static lockd_state lease_state(const Lease *lease)
 {
         if (lease->file.fd < 0)
                 return LOCKD_STATE_UNPROTECTED;
         if (lease->releasing)
                 return LOCKD_STATE_RELEASING;
+        if (is_conflict(lease))
+                return LOCKD_STATE_CONFLICT;
         list_for_each(node, &lease->holds) {
                 const Owner *owner = list_entry(node, Hold, in_lease)->owner;
 
@@ -110,6 +125,7 @@ int snapshot_lease(const Lease *lease, size_t max_holds, lockd_record *ret)
                 .ino = lease->file.id.ino,
                 .block = lease->file.id.block != 0,
                 .since = lease->since,
+                .others = { .others_len = (u_int)lease->file.n_others, .others_val = lease->file.others },
                 .holds = { .holds_len = (u_int)n, .holds_val = holds },
                 .holds_total = (u_int)lease->n_holds,
                 .extra = borrow(lease->extra),
@@ -176,9 +192,18 @@ int snapshot_restore_lease(LockspaceTable *lockspaces, const lockd_record *recor
                 return FAULT(-EINVAL);
         if (record->fd >= 0 && lease_find(leases, &file.id))
                 return FAULT(-EEXIST);
+        if (record->others.others_len > 0) {
+                file.others = calloc(record->others.others_len, sizeof(*file.others));
+                if (!file.others)
+                        return FAULT(-ENOMEM);
+                file.n_others = record->others.others_len;
+                memcpy(file.others, record->others.others_val, file.n_others * sizeof(*file.others));
+        }
         r = lease_new(leases, record->fd >= 0 ? &file : NULL, &lease);
-        if (r < 0)
+        if (r < 0) {
+                free(file.others);
                 return PASS(r);
+        }
         if (record->fd < 0) {
                 lease->file.id = file.id;
                 lease->file.shared = file.shared;

@@ -18,7 +18,18 @@
 #include "fault.h"
 #include "json_bytes.h"
 
-typedef enum FieldType { FIELD_UNSIGNED, FIELD_HYPER, FIELD_INT, FIELD_BOOL, FIELD_BYTES, FIELD_BUFFER, FIELD_UUID, FIELD_HOLDS, FIELD_EXTRA } FieldType;
+typedef enum FieldType {
+        FIELD_UNSIGNED,
+        FIELD_HYPER,
+        FIELD_INT,
+        FIELD_BOOL,
+        FIELD_BYTES,
+        FIELD_BUFFER,
+        FIELD_UUID,
+        FIELD_FDS,   /* of a lease only; left out when there are none */
+        FIELD_HOLDS,
+        FIELD_EXTRA,
+} FieldType;
 
 typedef struct Field {
         const char *name;
@@ -89,7 +100,8 @@ static const Field lease_fields[] = {
         FIELD(lockd_record, releasing, FIELD_BOOL),  FIELD_FD(lockd_record, fd),
         FIELD(lockd_record, dev, FIELD_HYPER),       FIELD(lockd_record, ino, FIELD_HYPER),
         FIELD(lockd_record, block, FIELD_BOOL),      FIELD(lockd_record, since, FIELD_HYPER),
-        FIELD(lockd_record, holds, FIELD_HOLDS),     FIELD_REST(lockd_record),
+        FIELD(lockd_record, others, FIELD_FDS),      FIELD(lockd_record, holds, FIELD_HOLDS),
+        FIELD_REST(lockd_record),
         FIELD_LAST,
 };
 
@@ -205,6 +217,15 @@ static void put_holds(FILE *file, const lockd_record *lease)
         (void)putc_unlocked(']', file);
 }
 
+static void put_fds(FILE *file, const lockd_record *lease)
+{
+        for (u_int i = 0; i < lease->others.others_len; i++) {
+                (void)putc_unlocked(i == 0 ? '[' : ',', file);
+                put_number(file, (uint64_t)lease->others.others_val[i]);
+        }
+        (void)putc_unlocked(']', file);
+}
+
 static void put_value(FILE *file, const Field *field, const void *value, const void *record)
 {
         const lockd_bytes *bytes = value;
@@ -235,6 +256,9 @@ static void put_value(FILE *file, const Field *field, const void *value, const v
         case FIELD_UUID:
                 put_hex(file, value, LOCKD_UUID_LEN);
                 return;
+        case FIELD_FDS:
+                put_fds(file, record);
+                return;
         case FIELD_HOLDS:
         case FIELD_EXTRA:
         default:
@@ -258,6 +282,8 @@ static void put_record(FILE *file, const Field *fields, const void *record)
                         }
                         continue;
                 }
+                if (field->type == FIELD_FDS && ((const lockd_record *)record)->others.others_len == 0)
+                        continue;
                 (void)putc_unlocked(field == fields ? '{' : ',', file);
                 (void)fwrite_unlocked(field->key, 1, field->key_len, file);
                 put_value(file, field, value, record);
@@ -403,6 +429,7 @@ static bool scan_value(const char **p, const Field *field, void *value, void *re
                 return scan(p, '"') && scan_hex(p, value, LOCKD_UUID_LEN) && scan(p, '"');
         case FIELD_HOLDS:
                 return scan_holds(p, record);
+        case FIELD_FDS:
         case FIELD_EXTRA:
         default:
                 return true; /* nothing: a member that is not known stops the scan */
@@ -412,8 +439,8 @@ static bool scan_value(const char **p, const Field *field, void *value, void *re
 static bool scan_record(const char **p, const Field *fields, void *record)
 {
         for (const Field *field = fields; field->name; field++) {
-                if (field->type == FIELD_EXTRA)
-                        continue;
+                if (field->type == FIELD_EXTRA || field->type == FIELD_FDS)
+                        continue; /* a line that has them looks otherwise */
                 if (!scan(p, field == fields ? '{' : ',') || strncmp(*p, field->key, field->key_len) != 0)
                         return false;
                 *p += field->key_len;
@@ -531,6 +558,20 @@ static int holds_from_json(json_object *value, void *ret)
         return PASS(r);
 }
 
+static int fds_from_json(json_object *value, void *ret)
+{
+        lockd_record *lease = (lockd_record *)(void *)((char *)ret - offsetof(lockd_record, others));
+        size_t n = json_object_is_type(value, json_type_array) ? json_object_array_length(value) : 0;
+
+        lease->others.others_val = calloc(n ? n : 1, sizeof(int));
+        if (!lease->others.others_val)
+                return FAULT(-ENOMEM);
+        lease->others.others_len = (u_int)n;
+        for (size_t i = 0; i < n; i++)
+                lease->others.others_val[i] = json_object_get_int(json_object_array_get_idx(value, i));
+        return 0;
+}
+
 static int value_from_json(const Field *field, json_object *value, char *ret)
 {
         switch (field->type) {
@@ -552,6 +593,8 @@ static int value_from_json(const Field *field, json_object *value, char *ret)
                 return PASS(buffer_from_json(value, (lockd_bytes *)(void *)ret));
         case FIELD_UUID:
                 return PASS(uuid_from_json(value, ret));
+        case FIELD_FDS:
+                return PASS(fds_from_json(value, ret));
         case FIELD_HOLDS:
                 return PASS(holds_from_json(value, ret));
         case FIELD_EXTRA:
@@ -649,6 +692,8 @@ static void free_fields(const Field *fields, void *record)
 
                 if (field->type == FIELD_BYTES || field->type == FIELD_BUFFER || field->type == FIELD_EXTRA)
                         free(((lockd_bytes *)(void *)place)->lockd_bytes_val);
+                else if (field->type == FIELD_FDS)
+                        free(((lockd_record *)record)->others.others_val);
                 else if (field->type == FIELD_HOLDS) {
                         lockd_record *lease = record;
 

@@ -32,6 +32,7 @@
 
 typedef struct Mount {
         UT_hash_handle hh;
+        int number; /* mountinfo's */
         bool local;
         char *type;
         size_t len;
@@ -216,6 +217,7 @@ static int add_mount(Mounts *mounts, struct libmnt_fs *fs)
         mount = calloc(1, sizeof(*mount) + len + 1);
         if (!mount)
                 return FAULT(-ENOMEM);
+        mount->number = mnt_fs_get_id(fs);
         mount->len = len;
         mount->type = strdup(type ? type : "unknown");
         memcpy(mount->point, point, len + 1);
@@ -331,6 +333,14 @@ bool storage_is_local(const Storage *storage, const char *path)
         const Mount *mount = mount_of(storage, path);
 
         return mount && mount->local;
+}
+
+bool storage_is_local_mount(const Storage *storage, int number)
+{
+        for (const Mount *mount = storage->mounts.by_point; mount; mount = mount->hh.next)
+                if (mount->number == number)
+                        return mount->local;
+        return false;
 }
 
 const char *storage_describe(const Storage *storage, const char *path)

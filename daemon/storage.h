@@ -31,6 +31,9 @@ unsigned long long storage_generation(const Storage *storage);
 /* True when everything on the way to path is local, as far as the mount table tells. */
 bool storage_is_local(const Storage *storage, const char *path);
 
+/* The same for what is on the mount of that number (mountinfo's, fdinfo's mnt_id). */
+bool storage_is_local_mount(const Storage *storage, int mount);
+
 /* The mount point under which path belongs by fstab or by require_mount (NULL: none) and that is not mounted; NULL when
  * nothing is missing. Valid until the next storage_update() or storage_reload_fstab(). */
 const char *storage_missing_mount(const Storage *storage, const char *path, const char *require_mount);

@@ -230,6 +230,8 @@ static int write_leases(const RestoreParts *parts, FILE *file, FdList *fds, lock
                 r = state_write(file, STATE_LEASE, &record);
                 if (r == 0)
                         r = keep(fds, record.fd);
+                for (u_int i = 0; r == 0 && i < record.others.others_len; i++)
+                        r = keep(fds, record.others.others_val[i]);
                 end->leases++;
                 end->holds += record.holds.holds_len;
                 snapshot_lease_done(&record);
