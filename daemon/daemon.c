@@ -30,6 +30,7 @@
 #include "peer.h"
 #include "reaper.h"
 #include "rpc.h"
+#include "takeover.h"
 #include "upgrade.h"
 #include "virtlock.h"
 
@@ -68,10 +69,10 @@ typedef struct Daemon {
 
 static const char *const limit_names[SERVERS] = { "max_clients", "admin_max_clients" };
 
-/* Executed with a state: whatever is wrong, to end now would release every lock. */
+/* Executed with locks: whatever is wrong, to end now would release every one of them. */
 static bool keeps_locks(const Daemon *daemon)
 {
-        return daemon->state && !daemon->options->check_state;
+        return (daemon->state || daemon->options->takeover) && !daemon->options->check_state;
 }
 
 static void log_holders(const Daemon *daemon)
@@ -373,6 +374,8 @@ static int restore(Daemon *daemon)
         for (int i = 0; i < SERVERS; i++) {
                 daemon->servers[i].fd = daemon->parts.fds[i];
                 daemon->servers[i].guard = daemon->parts.guards[i];
+                if (daemon->options->takeover && daemon->parts.fds[i] >= 0)
+                        (void)listener_guard(daemon->parts.fds[i], &daemon->servers[i].guard);
                 daemon->servers[i].path = daemon->parts.paths[i];
         }
         return PASS(r);
@@ -388,6 +391,8 @@ static int add_servers(Daemon *daemon, char **why)
                 r = peer_set_new(daemon->loop, i == SERVER_LOCK ? &rpc_lock_program : &rpc_admin_program, &daemon->services,
                                  &daemon->servers[i].peers);
         }
+        if (r == 0 && daemon->options->takeover)
+                r = takeover_translate(daemon->options->takeover, daemon->storage, &daemon->state, &daemon->state_fd);
         if (r == 0 && daemon->state)
                 r = restore(daemon);
         for (int i = 0; r == 0 && i < SERVERS; i++)
@@ -580,18 +585,19 @@ int daemon_run(const DaemonOptions *options)
                 r = daemon.config_path ? set_up(&daemon, &why) : -ENOMEM;
         if (r == 0 && options->pid_file) {
                 r = write_pid_file(options->pid_file);
-                if (r < 0 && daemon.state) {
+                if (r < 0 && keeps_locks(&daemon)) {
                         log_error("cannot write %s: %s", options->pid_file, strerror(-r));
                         r = 0; /* the number in it is right anyway */
                 }
                 if (r < 0 && asprintf(&why, "cannot write %s: %s", options->pid_file, strerror(-r)) < 0)
                         why = NULL;
         }
-        if (r < 0 && daemon.state_fd >= 0) {
+        if (r < 0 && keeps_locks(&daemon)) {
                 /* To end would release every lock of this host. */
                 log_error("lockd cannot serve yet: %s (%s); every lock stays, trying again", why ? why : strerror(-r), fault_trail());
                 upgrade_again(daemon.state_fd, options->argv);
         }
+        takeover_done(options->takeover);
         if (daemon.state_fd >= 0) {
                 (void)unsetenv(RESTORE_TRIES_VARIABLE);
                 daemon.state_fd = close_fd(daemon.state_fd);

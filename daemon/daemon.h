@@ -12,6 +12,7 @@ typedef struct DaemonOptions {
         bool session;         /* not root: sockets and configuration of a user */
         bool background;
         bool check_state;     /* try the state and the configuration, then end */
+        struct Takeover *takeover; /* this process was virtlockd until now; NULL: no */
         char **argv;          /* for the next image */
         int ready_fd;         /* -1, or where one byte, the exit code, tells the parent that it is up */
 } DaemonOptions;

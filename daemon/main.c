@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,6 +19,7 @@
 #include "exit_codes.h"
 #include "log.h"
 #include "restore.h"
+#include "takeover.h"
 
 static const char help[] =
         "Usage: lockd [OPTION]...\n"
@@ -49,9 +51,10 @@ static int usage(void)
         return EXIT_USAGE;
 }
 
-/* -1: go on; else end with that code. */
+/* -1: go on; else end with that code. Whatever is wrong, the rest has been read. */
 static int parse_argv(int argc, char **argv, DaemonOptions *options)
 {
+        bool wrong = false;
         char *end;
         int c;
 
@@ -64,11 +67,12 @@ static int parse_argv(int argc, char **argv, DaemonOptions *options)
                         options->config = optarg;
                         break;
                 case 't': {
-                        unsigned long seconds = strtoul(optarg, &end, 10);
+                        unsigned long seconds = strtoul(optarg, &end, 0); /* virtlockd takes 0x3c, too */
 
                         if (*end || *optarg < '0' || *optarg > '9' || seconds == 0 || seconds > 100000000) {
                                 fprintf(stderr, "lockd: --timeout wants a number of seconds, not '%s'\n", optarg);
-                                return usage();
+                                wrong = true;
+                                break;
                         }
                         options->timeout = (unsigned)seconds;
                         break;
@@ -89,14 +93,14 @@ static int parse_argv(int argc, char **argv, DaemonOptions *options)
                         fputs(help, stdout);
                         return EXIT_OK;
                 default:
-                        return usage();
+                        wrong = true;
                 }
         }
         if (optind < argc) {
                 fprintf(stderr, "lockd: unexpected argument '%s'\n", argv[optind]);
-                return usage();
+                wrong = true;
         }
-        return -1;
+        return wrong ? usage() : -1;
 }
 
 /* Goes on in a child; the parent ends with the child's exit code once that is up, or has failed. Nothing is locked yet. */
@@ -198,20 +202,24 @@ int main(int argc, char **argv)
         (void)sigprocmask(SIG_BLOCK, &all, NULL);
         (void)prctl(PR_SET_NAME, "lockd");
         fill_standard_fds();
-        if (!getenv(RESTORE_VARIABLE))
-                close_strange_fds();
+        options.session = geteuid() != 0;
+        if (!getenv(RESTORE_VARIABLE)) {
+                options.takeover = takeover_find(options.session);
+                if (!options.takeover)
+                        close_strange_fds();
+        }
         (void)umask(077);
         r = parse_argv(argc, argv, &options);
-        if (r >= 0)
+        /* With locks in hand an option that makes no sense is no reason to end. */
+        if (r >= 0 && (!options.takeover || r == EXIT_OK))
                 return r;
         options.config = absolute(options.config);
         options.pid_file = absolute(options.pid_file);
         options.argv = next_argv(argv[0], &options);
-        options.session = geteuid() != 0;
         if (options.background && !options.pid_file)
                 options.pid_file = pid_file = config_runtime_path(options.session, "lockd.pid");
         /* An image that an upgrade executed is in the background already, and a fork would leave classic locks behind. */
-        if (options.background && !options.check_state && !getenv(RESTORE_VARIABLE))
+        if (options.background && !options.check_state && !options.takeover && !getenv(RESTORE_VARIABLE))
                 go_to_background(&options);
         else if (options.background)
                 log_default_output("1:syslog:lockd");

@@ -528,7 +528,7 @@ void upgrade_again(int state_fd, char **argv)
                 char **env;
 
                 (void)poll(NULL, 0, UPGRADE_AGAIN_MSEC);
-                env = environment(state_fd);
+                env = state_fd >= 0 ? environment(state_fd) : environ;
                 if (env)
                         (void)execve("/proc/self/exe", argv, env);
                 log_error("cannot execute this lockd again: %s", strerror(env ? errno : ENOMEM));

@@ -35,5 +35,5 @@ const char *upgrade_binary(const Upgrade *upgrade);
 const char *upgrade_why(const Upgrade *upgrade);
 
 /* For an image that cannot serve, for want of something that may come back: waits a second and executes this same binary
- * with the same state. Every fd that came with it is still inheritable. Never returns. */
+ * with the same state (-1: with none, as virtlockd did). Every fd that came with it is still inheritable. Never returns. */
 void upgrade_again(int state_fd, char **argv) __attribute__((noreturn));
