@@ -19,6 +19,9 @@ extern const AdminCommand admin_list, admin_release, admin_stop, admin_upgrade;
 /* Calls procedure of lockd's admin program. EXIT_OK, or an exit code after the reason went to stderr. */
 int admin_call(Admin *admin, int32_t procedure, xdrproc_t args_proc, const void *args, xdrproc_t ret_proc, void *ret);
 
+/* Calls a procedure that has the daemon hand everything over to a virtlockd. EXIT_OK once that answers. */
+int admin_hand_over(Admin *admin, int32_t procedure, xdrproc_t args_proc, const void *args);
+
 /* Says that the command line is wrong: EXIT_USAGE. */
 int admin_usage(const AdminCommand *command, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* Shows the command's help: EXIT_OK. */

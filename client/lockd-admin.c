@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "admin.h"
@@ -67,6 +68,46 @@ int admin_call(Admin *admin, int32_t procedure, xdrproc_t args_proc, const void 
         if (r == 0)
                 return EXIT_OK;
         return r > 0 ? refused(admin) : unavailable(admin, r);
+}
+
+/* Who answers now? virtlockd does not know lockd's program, and says so. */
+static int await_virtlockd(Admin *admin)
+{
+        const struct timespec pause = { .tv_nsec = 20 * 1000 * 1000 };
+        int r = -ENOENT;
+
+        for (unsigned waited = 0; waited <= admin->timeout_msec; waited += 20) {
+                lockd_list_args args = { 0 };
+                lockd_list_ret ret = { 0 };
+
+                admin->client = client_free(admin->client);
+                r = client_new(admin->socket, admin->timeout_msec, &admin->client);
+                if (r == 0)
+                        r = client_call(admin->client, LOCKD_ADMIN_PROGRAM, LOCKD_ADMIN_VERSION, LOCKD_ADMIN_LIST,
+                                        (xdrproc_t)xdr_lockd_list_args, &args, (xdrproc_t)xdr_lockd_list_ret, &ret);
+                xdr_free((xdrproc_t)xdr_lockd_list_ret, &ret);
+                if (r > 0)
+                        return EXIT_OK;
+                if (r == 0) {
+                        fprintf(stderr, "lockd-admin: the connection was closed, but it is lockd that still answers\n");
+                        return EXIT_FAILED;
+                }
+                (void)nanosleep(&pause, NULL);
+        }
+        fprintf(stderr, "lockd-admin: lockd has executed virtlockd, which does not answer: look at its log\n");
+        return unavailable(admin, r);
+}
+
+int admin_hand_over(Admin *admin, int32_t procedure, xdrproc_t args_proc, const void *args)
+{
+        int r = client_new(admin->socket, admin->timeout_msec, &admin->client);
+
+        if (r < 0)
+                return unavailable(admin, r);
+        r = client_call(admin->client, LOCKD_ADMIN_PROGRAM, LOCKD_ADMIN_VERSION, procedure, args_proc, args, NULL, NULL);
+        if (r > 0)
+                return refused(admin);
+        return r == -ECONNRESET ? await_virtlockd(admin) : unavailable(admin, r == 0 ? -EBADMSG : r);
 }
 
 int admin_usage(const AdminCommand *command, const char *format, ...)

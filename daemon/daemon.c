@@ -25,6 +25,7 @@
 #include "exit_codes.h"
 #include "fault.h"
 #include "fds.h"
+#include "giveback.h"
 #include "listener.h"
 #include "log.h"
 #include "peer.h"
@@ -63,6 +64,7 @@ typedef struct Daemon {
         int state_fd;
         Upgrade *upgrade;
         RestoreVerify *verify;
+        Giveback *giveback;
         RestoreParts parts;
         unsigned long long generation; /* of the storage's table, as last seen */
 } Daemon;
@@ -286,6 +288,8 @@ static int start_upgrade(void *userdata, const char **ret_why)
         Daemon *daemon = userdata;
         int r;
 
+        if (giveback_is_under_way(daemon->giveback))
+                return -EALREADY;
         collect_parts(daemon);
         r = upgrade_start(daemon->upgrade, &daemon->parts);
         *ret_why = upgrade_why(daemon->upgrade);
@@ -314,6 +318,19 @@ static void upgrade_failed(const char *why, void *userdata)
                 if (caller->later == LOCKD_LATER_UPGRADE)
                         caller->answer_later(caller, &error, NULL);
         }
+}
+
+static int give_back(void *userdata, const char *path, const char **ret_why)
+{
+        Daemon *daemon = userdata;
+        int r;
+
+        if (upgrade_is_under_way(daemon->upgrade))
+                return -EALREADY;
+        collect_parts(daemon);
+        r = giveback_start(daemon->giveback, path, &daemon->parts);
+        *ret_why = giveback_why(daemon->giveback);
+        return r;
 }
 
 /* A socket that systemd opened for us, by its name there; -1: none. */
@@ -471,6 +488,7 @@ static int set_up(Daemon *daemon, char **why)
                 .owners = daemon->owners,
                 .reaper = daemon->reaper,
                 .upgrade = start_upgrade,
+                .give_back = give_back,
                 .stop = stop,
                 .userdata = daemon,
         };
@@ -488,6 +506,8 @@ static int set_up(Daemon *daemon, char **why)
         free(TAKE_PTR(daemon->parts.binary));
         if (r >= 0 && daemon->state)
                 r = restore_verify_new(daemon->loop, lockspace_leases(daemon->lockspaces), &daemon->verify);
+        if (r >= 0)
+                r = giveback_new(daemon->loop, daemon->options->argv, daemon->options->session, upgrade_failed, daemon, &daemon->giveback);
         if (r >= 0 && daemon->parts.ending)
                 end_with_last_lease(daemon);
         if (r >= 0)
@@ -513,6 +533,7 @@ static void tear_down(Daemon *daemon)
         sd_event_source_disable_unref(daemon->quiet);
         restore_verify_free(daemon->verify);
         upgrade_free(daemon->upgrade);
+        giveback_free(daemon->giveback);
         reaper_release_all(daemon->reaper);
         reaper_free(daemon->reaper);
         lockspace_table_free(daemon->lockspaces);

@@ -180,6 +180,11 @@ int listener_guard_fd(const Listener *listener)
         return listener->guard;
 }
 
+unsigned listener_limit(const Listener *listener)
+{
+        return listener->limit;
+}
+
 void listener_set_limit(Listener *listener, unsigned limit, const char *limit_name)
 {
         listener->limit = limit;

@@ -37,4 +37,5 @@ int listener_new(sd_event *loop, int fd, int guard, PeerSet *peers, unsigned lim
 /* Closes the socket; path, if not NULL, is removed. */
 Listener *listener_free(Listener *listener, const char *path);
 
+unsigned listener_limit(const Listener *listener);
 void listener_set_limit(Listener *listener, unsigned limit, const char *limit_name);

@@ -23,6 +23,8 @@ typedef struct RpcServices {
         Reaper *reaper;
         /* Starts an upgrade; later LOCKD_LATER_UPGRADE. 0; or -EALREADY, -errno with *ret_why. */
         int (*upgrade)(void *userdata, const char **ret_why);
+        /* Starts to execute the virtlockd at path; later LOCKD_LATER_UPGRADE. -EALREADY, or -errno with the reason. */
+        int (*give_back)(void *userdata, const char *path, const char **ret_why);
         /* Ends the daemon once the answer is out. */
         void (*stop)(void *userdata);
         void *userdata;

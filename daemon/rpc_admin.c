@@ -286,6 +286,28 @@ static int call_upgrade(RpcCall *call)
         return RPC_E_LATER;
 }
 
+static int call_give_back(RpcCall *call)
+{
+        const lockd_give_back_args *args = call->args;
+        char *path = c_string(&args->path, LOCKSPACE_PATH_MAX);
+        const char *why;
+        int r;
+
+        if (!path)
+                return refuse(call, VIRTLOCK_ERR_INVALID_ARG, "the path is too long or contains a NUL byte");
+        r = call->services->give_back(call->services->userdata, path, &why);
+        if (r == 0) {
+                log_audit("upgrade --to-virtlockd %s", log_name(path));
+                call->caller->later = LOCKD_LATER_UPGRADE;
+        }
+        free(path);
+        if (r == -EALREADY)
+                return refuse(call, VIRTLOCK_ERR_RESOURCE_BUSY, "an upgrade is under way already");
+        if (r < 0)
+                return refuse(call, r == -EBUSY ? VIRTLOCK_ERR_RESOURCE_BUSY : VIRTLOCK_ERR_INTERNAL, "not given back to virtlockd: %s", why);
+        return RPC_E_LATER;
+}
+
 static int call_stop(RpcCall *call)
 {
         const lockd_stop_args *args = call->args;
@@ -306,6 +328,8 @@ static const RpcProcedure procedures[] = {
           .args_size = sizeof(lockd_release_args), .ret = (xdrproc_t)xdr_lockd_release_ret, .ret_size = sizeof(lockd_release_ret),
           .call = call_release },
         { .number = LOCKD_ADMIN_UPGRADE, .name = "UPGRADE", .call = call_upgrade },
+        { .number = LOCKD_ADMIN_GIVE_BACK, .name = "GIVE_BACK", .args = (xdrproc_t)xdr_lockd_give_back_args,
+          .args_size = sizeof(lockd_give_back_args), .call = call_give_back },
         { .number = LOCKD_ADMIN_STOP, .name = "STOP", .args = (xdrproc_t)xdr_lockd_stop_args, .args_size = sizeof(lockd_stop_args),
           .call = call_stop },
 };

@@ -123,6 +123,11 @@ const char *upgrade_binary(const Upgrade *upgrade)
         return upgrade->binary;
 }
 
+bool upgrade_is_under_way(const Upgrade *upgrade)
+{
+        return upgrade->binary_fd >= 0;
+}
+
 const char *upgrade_why(const Upgrade *upgrade)
 {
         return upgrade->why;

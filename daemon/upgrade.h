@@ -30,6 +30,7 @@ void upgrade_proof(const lockd_end *restored, char buf[UPGRADE_PROOF_MAX]);
 int upgrade_start(Upgrade *upgrade, const RestoreParts *parts);
 
 const char *upgrade_binary(const Upgrade *upgrade);
+bool upgrade_is_under_way(const Upgrade *upgrade);
 
 /* Why the last one failed. */
 const char *upgrade_why(const Upgrade *upgrade);
