@@ -14,7 +14,7 @@ typedef struct AdminCommand {
         int (*run)(Admin *admin, int argc, char **argv);
 } AdminCommand;
 
-extern const AdminCommand admin_list, admin_release, admin_stop, admin_upgrade;
+extern const AdminCommand admin_list, admin_release, admin_stop, admin_takeover, admin_upgrade;
 
 /* Calls procedure of lockd's admin program. EXIT_OK, or an exit code after the reason went to stderr. */
 int admin_call(Admin *admin, int32_t procedure, xdrproc_t args_proc, const void *args, xdrproc_t ret_proc, void *ret);

@@ -22,7 +22,7 @@ struct Admin {
         Client *client;
 };
 
-static const AdminCommand *const commands[] = { &admin_list, &admin_release, &admin_upgrade, &admin_stop };
+static const AdminCommand *const commands[] = { &admin_list, &admin_release, &admin_upgrade, &admin_takeover, &admin_stop };
 
 static int unavailable(const Admin *admin, int error)
 {

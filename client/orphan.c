@@ -15,8 +15,7 @@
 
 #include "cleanup.h"
 
-/* The inode of the other end of a unix socket; 0: not found. */
-static uint32_t peer_inode(uint32_t inode)
+uint32_t orphan_peer_inode(uint32_t inode)
 {
         struct {
                 struct nlmsghdr header;
@@ -77,7 +76,7 @@ static int has_socket(const char *pid, const char *wanted)
 
 size_t orphan_find(uint64_t socket, pid_t ret[ORPHAN_PIDS_MAX])
 {
-        uint32_t peer = peer_inode((uint32_t)socket);
+        uint32_t peer = orphan_peer_inode((uint32_t)socket);
         struct dirent *entry;
         char wanted[64];
         size_t n = 0;

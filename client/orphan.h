@@ -8,6 +8,9 @@
 
 #define ORPHAN_PIDS_MAX 16
 
+/* The inode of the other end of a unix socket; 0: not found. */
+uint32_t orphan_peer_inode(uint32_t inode);
+
 /* socket: inode of the daemon's end. Returns how many pids were found (at most ORPHAN_PIDS_MAX); 0 also when the kernel
  * does not tell, for lack of permission. */
 size_t orphan_find(uint64_t socket, pid_t ret[ORPHAN_PIDS_MAX]);
