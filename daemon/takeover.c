@@ -206,15 +206,28 @@ static bool any_inherited(const Takeover *takeover, bool (*is)(int fd))
         return false;
 }
 
-/* The fd, if it was inherited and nothing else claims it; else -1. */
-static int claim(Takeover *takeover, int64_t number)
+static Inherited *find_inherited(const Takeover *takeover, int64_t number)
 {
         const Inherited key = { .fd = (int)number };
-        Inherited *inherited = NULL;
 
-        if (number > STDERR_FILENO && number <= INT_MAX && takeover->n_inherited > 0)
-                inherited = bsearch(&key, takeover->inherited, takeover->n_inherited, sizeof(key), compare_fds);
-        if (!inherited || inherited->claimed)
+        if (number <= STDERR_FILENO || number > INT_MAX || takeover->n_inherited == 0)
+                return NULL;
+        return bsearch(&key, takeover->inherited, takeover->n_inherited, sizeof(key), compare_fds);
+}
+
+static bool is_file(int fd)
+{
+        struct statx st;
+
+        return statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &st) == 0 && (S_ISREG(st.stx_mode) || S_ISBLK(st.stx_mode));
+}
+
+/* The fd, if it was inherited, is of that sort, and nothing else claims it; else -1. */
+static int claim(Takeover *takeover, int64_t number, bool (*is)(int fd))
+{
+        Inherited *inherited = find_inherited(takeover, number);
+
+        if (!inherited || inherited->claimed || !is(inherited->fd))
                 return -1;
         inherited->claimed = true;
         return inherited->fd;
@@ -548,15 +561,16 @@ static const char *socket_path(int fd, struct sockaddr_un *address)
 
 static void take_listener(Takeover *takeover, int server, json_object *sock)
 {
-        int fd = claim(takeover, number_member(sock, "fd", -1));
+        int64_t number = number_member(sock, "fd", -1);
 
-        if (fd >= 0 && is_listener(fd) && takeover->listeners[server] < 0) {
-                takeover->listeners[server] = fd;
+        if (takeover->listeners[server] < 0)
+                takeover->listeners[server] = claim(takeover, number, is_listener);
+        if (takeover->listeners[server] == number) {
                 takeover->listener_is_ours[server] = bool_member(sock, "unlinkUNIX");
                 return;
         }
         takeover->n_odd++;
-        log_error("virtlockd's state has a listener that is none: fd %lld", (long long)number_member(sock, "fd", -1));
+        log_error("virtlockd's state has a listener that is none: fd %lld", (long long)number);
 }
 
 static void take_listeners(Takeover *takeover, int server)
@@ -658,9 +672,9 @@ static int take_client(Takeover *takeover, int server, json_object *client)
         Connection *connection = &takeover->connections[takeover->n_connections];
         struct ucred cred;
         socklen_t len = sizeof(cred);
-        int fd = claim(takeover, number);
+        int fd = claim(takeover, number, is_connection);
 
-        if (fd < 0 || !is_connection(fd) || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0) {
+        if (fd < 0 || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0) {
                 takeover->n_odd++;
                 log_error("virtlockd's state has a connection that is none: fd %lld", (long long)number);
                 return 0;
@@ -836,7 +850,7 @@ static int take_resource(Takeover *takeover, const char *directory, json_object 
 
         if (!found)
                 return FAULT(-ENOMEM);
-        fd = name ? claim(takeover, number) : -1;
+        fd = name ? claim(takeover, number, is_file) : -1;
         r = fd < 0 ? -EBADF : lockfile_adopt(fd, &found->file, &found->mount);
         if (r < 0 || r == LOCKFILE_E_KIND) {
                 takeover->n_odd++;
