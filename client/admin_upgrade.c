@@ -28,7 +28,7 @@ static int upgrade(Admin *admin, int argc, char **argv)
         if (args.path.lockd_bytes_val) {
                 if (*args.path.lockd_bytes_val != '/')
                         return admin_usage(&admin_upgrade, "--to-virtlockd wants an absolute path");
-                code = admin_hand_over(admin, LOCKD_ADMIN_GIVE_BACK, (xdrproc_t)xdr_lockd_give_back_args, &args);
+                code = admin_hand_over(admin, LOCKD_ADMIN_GIVEBACK, (xdrproc_t)xdr_lockd_give_back_args, &args);
                 if (code == EXIT_OK)
                         printf("given back: virtlockd answers\n");
                 return code;

@@ -328,7 +328,7 @@ static const RpcProcedure procedures[] = {
           .args_size = sizeof(lockd_release_args), .ret = (xdrproc_t)xdr_lockd_release_ret, .ret_size = sizeof(lockd_release_ret),
           .call = call_release },
         { .number = LOCKD_ADMIN_UPGRADE, .name = "UPGRADE", .call = call_upgrade },
-        { .number = LOCKD_ADMIN_GIVE_BACK, .name = "GIVE_BACK", .args = (xdrproc_t)xdr_lockd_give_back_args,
+        { .number = LOCKD_ADMIN_GIVEBACK, .name = "GIVEBACK", .args = (xdrproc_t)xdr_lockd_give_back_args,
           .args_size = sizeof(lockd_give_back_args), .call = call_give_back },
         { .number = LOCKD_ADMIN_STOP, .name = "STOP", .args = (xdrproc_t)xdr_lockd_stop_args, .args_size = sizeof(lockd_stop_args),
           .call = call_stop },

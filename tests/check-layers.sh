@@ -13,8 +13,9 @@ cd "$tree"
 house='
 main=150
 daemon=280           only main
-upgrade              only daemon
-restore              only main daemon upgrade
+upgrade giveback     only daemon
+takeover             only main daemon giveback
+restore              only main daemon upgrade giveback takeover
 listener=150         only daemon restore
 peer=350             only daemon restore listener
 dispatch=220         only peer
@@ -26,10 +27,10 @@ reaper=200
 lockspace=330
 lease                only lockspace snapshot
 owner=160
-storage=300          only lockspace
+storage=300          only lockspace takeover
 lockfile=160         only lease storage
-config=220           only main daemon
-state=260            only upgrade restore
+config=220           only main daemon giveback
+state=260            only upgrade restore takeover
 log fds fault
 lockd_admin          only rpc_admin
 record               only peer caller snapshot state lockd_admin
@@ -41,19 +42,20 @@ utf8 uuid hash table list cleanup exit_codes
 '
 
 # Things that have one place in daemon/. PATTERN | FILES where it may be (globs) | why.
-# Children may end and be killed: storage.c has one that flushes a device, upgrade.c one that tries a new binary.
+# Children may end and be killed: storage.c has one that flushes a device, upgrade.c and giveback.c one that tries a new
+# binary. takeover.c reads virtlockd's JSON.
 places='
-json-c|\bjson_                       | state.c                             | json-c is known to state.c only
+json-c|\bjson_                       | state.c takeover.c                  | json-c is known to state.c and takeover.c only
 F_(OFD_)?SETLK(64)?W                 |                                     | nothing waits for a lock
 F_(OFD_)?SETLK                       | lockfile.c                          | locks are set in lockfile.c only
 pidfd_send_signal|send_child_signal|SYS_(t|tg)?kill|SYS_rt_(tg)?sigqueueinfo | reaper.c | only reaper.c signals owners
-\b(t|tg)?kill(pg)?\(|\b(raise|sigqueue|pthread_kill)\( | reaper.c upgrade.c  | only reaper.c signals owners
-\bf?exec(l|v)[a-z]*\(|SYS_execve|\bposix_spawnp?\(|\bsystem\(|\bpopen\( | upgrade.c holder/* | only upgrade.c and the holder execute programs
+\b(t|tg)?kill(pg)?\(|\b(raise|sigqueue|pthread_kill)\( | reaper.c upgrade.c giveback.c | only reaper.c signals owners
+\bf?exec(l|v)[a-z]*\(|SYS_execve|\bposix_spawnp?\(|\bsystem\(|\bpopen\( | upgrade.c giveback.c holder/* | only upgrade.c, giveback.c and the holder execute programs
 \bxdr[a-z]*_|\bXDR\b|\bwire_|<rpc/   | dispatch.[ch] rpc.[ch] rpc_*.c      | XDR is known to dispatch and rpc_* only
 \b(quick_)?exit\(|\babort\(|\bassert\(|\bv?errx?\(|__builtin_(trap|abort) | main.c | below main nothing ends the process: that would release every lock
-\b_[eE]xit\(|SYS_exit                | main.c storage.c upgrade.c          | below main nothing ends the process: that would release every lock
+\b_[eE]xit\(|SYS_exit                | main.c storage.c upgrade.c giveback.c | below main nothing ends the process: that would release every lock
 <uthash                              |                                     | uthash ends the process when memory is short: include hash.h
-systemd/sd-event\.h|\bsd_event_      | daemon.c upgrade.* listener.* peer.* reaper.* | events are known to daemon, upgrade, listener, peer and reaper only
+systemd/sd-event\.h|\bsd_event_      | daemon.c upgrade.* giveback.* listener.* peer.* reaper.* | events are known to daemon, upgrade, giveback, listener, peer and reaper only
 '
 
 failures=0

@@ -82,15 +82,15 @@ innocent() {
 
 @test "exec outside upgrade.c and the holder" {
     plant daemon/daemon.c 'void planted(char **v) { execv("/bin/true", v); }'
-    found daemon/daemon.c 'only upgrade.c and the holder execute'
+    found daemon/daemon.c 'only upgrade.c, giveback.c and the holder execute'
 }
 
 @test "execveat and system count as exec" {
     plant daemon/main.c 'void planted(char **v) { execveat(3, "", v, v, 0); }'
-    found daemon/main.c 'only upgrade.c and the holder execute'
+    found daemon/main.c 'only upgrade.c, giveback.c and the holder execute'
     cp "$here/../daemon/main.c" "$copy/daemon/main.c"
     plant daemon/main.c 'int planted(void) { return system ("true"); }'
-    found daemon/main.c 'only upgrade.c and the holder execute'
+    found daemon/main.c 'only upgrade.c, giveback.c and the holder execute'
 }
 
 @test "XDR outside dispatch and rpc_*" {
