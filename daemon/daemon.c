@@ -33,6 +33,7 @@
 #include "rpc.h"
 #include "takeover.h"
 #include "upgrade.h"
+#include "verify.h"
 #include "virtlock.h"
 
 #define HOLDERS_LOGGED_MAX 100
@@ -63,7 +64,7 @@ typedef struct Daemon {
         char *state; /* that this image was executed with; NULL: a fresh start */
         int state_fd;
         Upgrade *upgrade;
-        RestoreVerify *verify;
+        Verify *verify;
         Giveback *giveback;
         RestoreParts parts;
         unsigned long long generation; /* of the storage's table, as last seen */
@@ -505,7 +506,7 @@ static int set_up(Daemon *daemon, char **why)
                 r = upgrade_new(daemon->loop, daemon->parts.binary, daemon->options->argv, upgrade_failed, daemon, &daemon->upgrade);
         free(TAKE_PTR(daemon->parts.binary));
         if (r >= 0 && daemon->state)
-                r = restore_verify_new(daemon->loop, lockspace_leases(daemon->lockspaces), &daemon->verify);
+                r = verify_new(daemon->loop, lockspace_leases(daemon->lockspaces), &daemon->verify);
         if (r >= 0)
                 r = giveback_new(daemon->loop, daemon->options->argv, daemon->options->session, upgrade_failed, daemon, &daemon->giveback);
         if (r >= 0 && daemon->parts.ending)
@@ -531,7 +532,7 @@ static void tear_down(Daemon *daemon)
         sd_event_source_disable_unref(daemon->idle);
         sd_event_source_disable_unref(daemon->ending);
         sd_event_source_disable_unref(daemon->quiet);
-        restore_verify_free(daemon->verify);
+        verify_free(daemon->verify);
         upgrade_free(daemon->upgrade);
         giveback_free(daemon->giveback);
         reaper_release_all(daemon->reaper);

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <stdbool.h>
-#include <systemd/sd-event.h>
 
 #include "listener.h"
 #include "lockspace.h"
@@ -50,9 +49,3 @@ int restore_stand_in(const char *state);
 /* Builds the tables. trial: the fds are stand-ins, and the first thing that cannot be restored is a failure, told on
  * stderr. Else that is logged, and costs at most a connection. The fds stay inheritable. -errno: this is no state. */
 int restore_tables(RestoreParts *parts, const char *state, bool trial);
-
-/* Looks at every restored lease of a local file system, once the daemon serves: is its fd the file that it was, and does the
- * kernel show its lock? Logs what is not so. A slice at a time. */
-typedef struct RestoreVerify RestoreVerify;
-int restore_verify_new(sd_event *loop, LeaseTable *leases, RestoreVerify **ret);
-RestoreVerify *restore_verify_free(RestoreVerify *verify);

@@ -14,6 +14,7 @@ house='
 main=150
 daemon=280           only main
 upgrade giveback     only daemon
+verify               only daemon
 takeover             only main daemon giveback
 restore              only main daemon upgrade giveback takeover
 listener=150         only daemon restore
@@ -25,7 +26,7 @@ caller               only rpc
 snapshot=260         only upgrade restore rpc_admin
 reaper=200
 lockspace=330
-lease                only lockspace snapshot
+lease                only lockspace snapshot verify
 owner=160
 storage=300          only lockspace takeover
 lockfile=160         only lease storage
@@ -33,7 +34,7 @@ config=220           only main daemon giveback
 state=260            only upgrade restore takeover
 log fds fault
 lockd_admin          only rpc_admin
-record               only peer caller snapshot state lockd_admin
+record               only peer caller snapshot state lockd_admin restore
 virtlock             only daemon peer dispatch rpc_lock rpc_admin rpc
 wire                 only dispatch
 frame                only listener peer dispatch rpc_lock rpc_admin wire
@@ -55,7 +56,7 @@ pidfd_send_signal|send_child_signal|SYS_(t|tg)?kill|SYS_rt_(tg)?sigqueueinfo | r
 \b(quick_)?exit\(|\babort\(|\bassert\(|\bv?errx?\(|__builtin_(trap|abort) | main.c | below main nothing ends the process: that would release every lock
 \b_[eE]xit\(|SYS_exit                | main.c storage.c upgrade.c giveback.c | below main nothing ends the process: that would release every lock
 <uthash                              |                                     | uthash ends the process when memory is short: include hash.h
-systemd/sd-event\.h|\bsd_event_      | daemon.c upgrade.* giveback.* listener.* peer.* reaper.* | events are known to daemon, upgrade, giveback, listener, peer and reaper only
+systemd/sd-event\.h|\bsd_event_      | daemon.c upgrade.* giveback.* verify.* listener.* peer.* reaper.* | events are known to daemon, upgrade, giveback, verify, listener, peer and reaper only
 '
 
 failures=0
