@@ -7,7 +7,7 @@
 #include <string.h>
 #include <time.h>
 
-#define LOG_SOURCE "verify"
+#define LOG_SOURCE "upgrade"
 #include "fault.h"
 #include "lockspace.h"
 #include "log.h"
