@@ -75,7 +75,7 @@ static const char *const limit_names[SERVERS] = { "max_clients", "admin_max_clie
 /* Executed with locks: whatever is wrong, to end now would release every one of them. */
 static bool keeps_locks(const Daemon *daemon)
 {
-        return (daemon->state || daemon->options->takeover) && !daemon->options->check_state;
+        return (daemon->state || daemon->state_fd >= 0 || daemon->options->takeover) && !daemon->options->check_state;
 }
 
 static void log_holders(const Daemon *daemon)
@@ -375,10 +375,14 @@ static int open_socket(Daemon *daemon, ServerKind kind, char **names, int n_name
 static int add_listener(Daemon *daemon, ServerKind kind)
 {
         Server *server = &daemon->servers[kind];
+        int r = listener_new(daemon->loop, server->fd, server->guard, server->peers,
+                             kind == SERVER_LOCK ? daemon->config.max_clients : daemon->config.admin_max_clients,
+                             limit_names[kind], kind == SERVER_ADMIN, &server->listener);
 
-        return PASS(listener_new(daemon->loop, TAKE_FD(server->fd), TAKE_FD(server->guard), server->peers,
-                                 kind == SERVER_LOCK ? daemon->config.max_clients : daemon->config.admin_max_clients,
-                                 limit_names[kind], kind == SERVER_ADMIN, &server->listener));
+        /* On failure they stay open: another try may want them. */
+        if (r == 0)
+                server->fd = server->guard = -1;
+        return PASS(r);
 }
 
 /* The tables, the connections and the listeners of the image before this one. */

@@ -16,8 +16,9 @@
 #define ARGS_MAX 256U /* bytes of the largest decoded arguments and answers, what they point to apart */
 
 /* Bytes of the reply under way. */
-static uint8_t *buffer;
-static size_t buffer_size;
+static uint8_t first_buffer[8192]; /* for nearly all, and when there is no memory */
+static uint8_t *buffer = first_buffer;
+static size_t buffer_size = sizeof(first_buffer);
 
 static int encode(FrameHeader *header, xdrproc_t proc, const void *value, DispatchReply *ret)
 {
@@ -25,12 +26,14 @@ static int encode(FrameHeader *header, xdrproc_t proc, const void *value, Dispat
 
         if (r < 0) {
                 size_t size = wire_size(proc, value);
-                uint8_t *larger = realloc(buffer, size < 4096 ? 4096 : size);
+                uint8_t *larger = malloc(size);
 
                 if (!larger)
                         return FAULT(-ENOMEM);
+                if (buffer != first_buffer)
+                        free(buffer);
                 buffer = larger;
-                buffer_size = size < 4096 ? 4096 : size;
+                buffer_size = size;
                 r = wire_encode(header, proc, value, buffer, buffer_size);
                 if (r < 0)
                         return FAULT(r);

@@ -130,12 +130,9 @@ int listener_new(sd_event *loop, int fd, int guard, PeerSet *peers, unsigned lim
         Listener *listener = calloc(1, sizeof(*listener));
         int r;
 
-        if (!listener) {
-                close_fd(fd);
-                close_fd(guard);
+        if (!listener)
                 return FAULT(-ENOMEM);
-        }
-        listener->guard = guard;
+        listener->guard = -1;
         listener->peers = peers;
         listener->limit = limit;
         listener->use_spare = use_spare;
@@ -143,16 +140,14 @@ int listener_new(sd_event *loop, int fd, int guard, PeerSet *peers, unsigned lim
         r = fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) < 0 ? -errno : 0;
         if (r == 0)
                 r = sd_event_add_io(loop, &listener->io, fd, EPOLLIN, on_connection, listener);
-        if (r < 0)
-                close_fd(fd);
-        else {
-                (void)sd_event_source_set_io_fd_own(listener->io, true);
+        if (r >= 0)
                 r = sd_event_add_time_relative(loop, &listener->retry, CLOCK_MONOTONIC, 0, 0, on_retry, listener);
-        }
         if (r < 0) {
                 listener_free(listener, NULL);
                 return FAULT(r);
         }
+        (void)sd_event_source_set_io_fd_own(listener->io, true);
+        listener->guard = guard;
         *ret = listener;
         return 0;
 }

@@ -30,7 +30,7 @@ int listener_guard(int fd, int *ret_guard);
 int listener_fd(const Listener *listener);
 int listener_guard_fd(const Listener *listener);
 
-/* Takes fd and guard over, also on failure. limit: connections at most, named limit_name in the configuration. use_spare: its
+/* Takes fd and guard over on success. limit: connections at most, named limit_name in the configuration. use_spare: its
  * clients may use the spare fds. */
 int listener_new(sd_event *loop, int fd, int guard, PeerSet *peers, unsigned limit, const char *limit_name, bool use_spare,
                  Listener **ret);

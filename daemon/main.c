@@ -211,7 +211,7 @@ int main(int argc, char **argv)
         (void)umask(077);
         r = parse_argv(argc, argv, &options);
         /* With locks in hand an option that makes no sense is no reason to end. */
-        if (r >= 0 && (!options.takeover || r == EXIT_OK))
+        if (r >= 0 && (r == EXIT_OK || options.check_state || (!options.takeover && !getenv(RESTORE_VARIABLE))))
                 return r;
         options.config = absolute(options.config);
         options.pid_file = absolute(options.pid_file);

@@ -158,8 +158,10 @@ static void update_interest(Peer *peer)
                 event.events |= EPOLLIN;
         if (event.events == peer->interest)
                 return;
-        peer->interest = event.events;
-        (void)epoll_ctl(peer->set->epoll, EPOLL_CTL_MOD, peer->fd, &event);
+        if (epoll_ctl(peer->set->epoll, EPOLL_CTL_MOD, peer->fd, &event) == 0)
+                peer->interest = event.events;
+        else
+                log_error("connection of pid %d: %s", (int)peer->caller.process.pid, strerror(errno));
 }
 
 static bool is_own_with_holds(const Peer *peer)
@@ -473,7 +475,7 @@ int peer_restore(PeerSet *set, const lockd_peer *record, Owner *owner, Peer **re
 {
         const OwnerPeer process = { .pid = (pid_t)record->pid, .uid = record->uid, .pidfd = -1, .accepted = record->accepted };
         Peer *peer = calloc(1, sizeof(*peer));
-        struct epoll_event event = { .data.ptr = peer };
+        struct epoll_event event = { .events = EPOLLIN, .data.ptr = peer };
         int r;
 
         if (!peer)
@@ -491,6 +493,7 @@ int peer_restore(PeerSet *set, const lockd_peer *record, Owner *owner, Peer **re
         }
         peer->set = set;
         peer->fd = record->fd;
+        peer->interest = event.events;
         peer->extra = record->extra.lockd_bytes_len > 0 ? strdup(record->extra.lockd_bytes_val) : NULL;
         peer->state = record->state <= PEER_MUTE ? (PeerState)record->state : PEER_OPEN;
         peer->refusal = record->refusal.lockd_bytes_len > 0 ? "too many connections: raise the limit in lockd.conf" : NULL;

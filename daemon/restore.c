@@ -285,7 +285,7 @@ static int restore_listener(Restore *restore, const lockd_listener *record)
         RestoreParts *parts = restore->parts;
         unsigned server = (unsigned)record->server;
 
-        if (server >= RESTORE_SERVERS)
+        if (server >= RESTORE_SERVERS || (!restore->trial && fcntl(record->fd, F_GETFD) < 0))
                 return problem(restore, "listener", server, -EINVAL);
         claim(restore, record->fd);
         claim(restore, record->guard);
@@ -596,7 +596,7 @@ int restore_tables(RestoreParts *parts, const char *state, bool trial)
 
         claim(&restore, parts->state_fd);
         if (r == 0)
-                r = for_each_record(state, restore_record, &restore, unknown, NULL, trial);
+                r = for_each_record(state, restore_record, &restore, unknown, NULL, trial || restore.patient);
         if (unknown)
                 (void)fclose(unknown);
         if (unknown_len == 0)

@@ -28,7 +28,8 @@
 #include "snapshot.h"
 #include "state.h"
 
-#define UPGRADE_AGAIN_MSEC 1000
+#define UPGRADE_AGAIN_MSEC 50     /* and as much longer with each try, ... */
+#define UPGRADE_AGAIN_MAX_MSEC 1000 /* ... up to this */
 #define TRIAL_USEC (20U * 1000U * 1000U)
 
 struct Upgrade {
@@ -524,15 +525,17 @@ static void execute(Upgrade *upgrade)
 
 void upgrade_again(int state_fd, char **argv)
 {
-        const char *tries = getenv(RESTORE_TRIES_VARIABLE);
+        const char *before = getenv(RESTORE_TRIES_VARIABLE);
+        int tries = before ? atoi(before) : 0;
         char count[16];
 
-        (void)snprintf(count, sizeof(count), "%d", (tries ? atoi(tries) : 0) + 1);
+        (void)snprintf(count, sizeof(count), "%d", ++tries);
         (void)setenv(RESTORE_TRIES_VARIABLE, count, 1);
         for (;;) {
                 char **env;
 
-                (void)poll(NULL, 0, UPGRADE_AGAIN_MSEC);
+                (void)poll(NULL, 0, tries < UPGRADE_AGAIN_MAX_MSEC / UPGRADE_AGAIN_MSEC ? tries * UPGRADE_AGAIN_MSEC :
+                                                                                           UPGRADE_AGAIN_MAX_MSEC);
                 env = state_fd >= 0 ? environment(state_fd) : environ;
                 if (env)
                         (void)execve("/proc/self/exe", argv, env);
