@@ -29,7 +29,7 @@
 #define REAPER_KILL_USEC (2000U * USEC_PER_MSEC)
 #define REAPER_ORPHAN_USEC (200U * USEC_PER_MSEC) /* then a dead process's connection is somebody else's */
 #define REAPER_ACCURACY_USEC (20U * USEC_PER_MSEC)
-#define REAPER_SLICE_NSEC 1000000L
+#define REAPER_SLICE_NSEC 500000L
 
 struct Reaper {
         sd_event *loop;
