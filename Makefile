@@ -103,6 +103,20 @@ check: deps
 check-run: tests
 	$(TEST_ENV) tests/run $(B)/logs $(TESTS_RUN)
 
+# Drives stock virtlockd, lockd and a floor that makes the system calls alone; prints a table. Takes a quarter of an hour.
+BENCH = $(B)/tests/bench/load $(B)/tests/bench/events $(B)/tests/bench/floor
+
+$(B)/tests/bench/load $(B)/tests/bench/events: $(B)/tests/bench/%: $(B)/tests/bench/%.o $(B)/tests/bench/common.o $(WIRE)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(ADMIN_LIBS)
+
+$(B)/tests/bench/floor: $(B)/tests/bench/floor.o
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^
+
+bench: deps
+	@tests/install-packages $(BENCH_DEPS)
+	$(MAKE) all $(BENCH)
+	$(TEST_ENV) MALLOC_PERTURB_=0 tests/isolate tests/bench/run
+
 bench-upgrade: deps
 	$(MAKE) all $(B)/tests/bench_upgrade
 	$(TEST_ENV) tests/isolate $(B)/tests/bench_upgrade
@@ -118,6 +132,7 @@ check-libvirt: deps deps-libvirt
 # By package name, from whatever the machine's apt is set up to use.
 BUILD_DEPS   = gcc make pkg-config rpcsvc-proto libtirpc-dev libsystemd-dev libconfig-dev libmount-dev libjson-c-dev uthash-dev
 TEST_DEPS    = systemd libcmocka-dev bats clang libclang-rt-14-dev jq mandoc shellcheck python3-minimal iproute2 procps e2fsprogs libvirt-daemon-system
+BENCH_DEPS   = libvirt-daemon-system strace
 LIBVIRT_DEPS = libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils
 
 deps:
@@ -145,5 +160,5 @@ clean:
 
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
 
-.PHONY: FORCE all tests check check-run check-libvirt bench-upgrade demo deps deps-libvirt install clean
+.PHONY: FORCE all tests check check-run check-libvirt bench bench-upgrade demo deps deps-libvirt install clean
 .SECONDARY:
