@@ -67,6 +67,7 @@ $(B)/%.o: %.c $(GENERATED)
 # Each tests/test_*.c is a program of its own; those named test_unit_* also link the daemon's modules.
 TESTS      = $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/test_*.c))
 HARNESS    = $(patsubst %.c,$(B)/%.o,$(wildcard tests/harness.c tests/world.c)) $(B)/client/client.o $(WIRE)
+BENCH      = $(addprefix $(B)/tests/bench/,load events floor)
 TEST_LIBS  = -lcmocka $(DAEMON_LIBS) $(ADMIN_LIBS)
 
 $(B)/tests/test_unit_%: $(B)/tests/test_unit_%.o $(filter-out $(B)/daemon/main.o,$(DAEMON)) $(HARNESS)
@@ -75,8 +76,8 @@ $(B)/tests/test_unit_%: $(B)/tests/test_unit_%.o $(filter-out $(B)/daemon/main.o
 $(B)/tests/test_%: $(B)/tests/test_%.o $(HARNESS)
 	$(call run,$(if $(filter %.o,$@),CC,LD))$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(TEST_LIBS)
 
-# Preloaded into lockd to make calls fail.
-$(B)/tests/faults.so: tests/faults.c
+# Preloaded into lockd.
+$(B)/tests/%.so: tests/%.c
 	@mkdir -p $(@D)
 	$(call run,LD)$(CC) -std=gnu11 -D_GNU_SOURCE $(WARNINGS) $(CFLAGS) $(if $(SANITIZE),-DFAULTS_NO_MALLOC) -fPIC -shared -o $@ $<
 
@@ -87,13 +88,14 @@ $(B)/tests/bench_%: $(B)/tests/bench_%.o $(HARNESS)
 $(B)/tests/sockets: $(B)/tests/sockets.o
 	$(call run,$(if $(filter %.o,$@),CC,LD))$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^
 
-tests: all $(TESTS) $(B)/tests/vm $(B)/tests/sockets $(patsubst tests/%.c,$(B)/tests/%.so,$(wildcard tests/faults.c))
+tests: all $(TESTS) $(BENCH) $(B)/tests/vm $(B)/tests/sockets $(patsubst tests/%.c,$(B)/tests/%.so,$(wildcard tests/faults.c tests/valgrind_calls.c))
 
 $(B)/tests/vm: $(B)/tests/vm.o $(B)/client/client.o $(WIRE)
 	$(call run,$(if $(filter %.o,$@),CC,LD))$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(ADMIN_LIBS)
 
 # Root only: the tests make namespaces of their own. TESTS_RUN="..." picks some of them.
-SCRIPTS   = $(wildcard tests/*.bats)
+# The numbers in tests/instructions are those of gcc's code without sanitizers.
+SCRIPTS   = $(filter-out $(if $(SANITIZE)$(filter-out gcc,$(CC)),tests/instructions.bats),$(wildcard tests/*.bats))
 TESTS_RUN = $(TESTS) $(SCRIPTS)
 TEST_ENV  = BUILD=$(abspath $(B)) LOCKD=$(abspath $(B))/lockd LOCKD_ADMIN=$(abspath $(B))/lockd-admin MALLOC_PERTURB_=165
 
@@ -104,13 +106,11 @@ check-run: tests
 	$(TEST_ENV) tests/run $(B)/logs $(TESTS_RUN)
 
 # Drives stock virtlockd, lockd and a floor that makes the system calls alone; prints a table. Takes a quarter of an hour.
-BENCH = $(B)/tests/bench/load $(B)/tests/bench/events $(B)/tests/bench/floor
-
 $(B)/tests/bench/load $(B)/tests/bench/events: $(B)/tests/bench/%: $(B)/tests/bench/%.o $(B)/tests/bench/common.o $(WIRE)
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(ADMIN_LIBS)
+	$(call run,LD)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(ADMIN_LIBS)
 
 $(B)/tests/bench/floor: $(B)/tests/bench/floor.o
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^
+	$(call run,LD)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^
 
 bench: deps
 	@tests/install-packages $(BENCH_DEPS)
@@ -131,7 +131,7 @@ check-libvirt: deps deps-libvirt
 
 # By package name, from whatever the machine's apt is set up to use.
 BUILD_DEPS   = gcc make pkg-config rpcsvc-proto libtirpc-dev libsystemd-dev libconfig-dev libmount-dev libjson-c-dev uthash-dev
-TEST_DEPS    = systemd libcmocka-dev bats clang libclang-rt-14-dev jq mandoc shellcheck python3-minimal iproute2 procps e2fsprogs libvirt-daemon-system
+TEST_DEPS    = systemd libcmocka-dev bats clang libclang-rt-14-dev jq mandoc shellcheck python3-minimal iproute2 procps e2fsprogs valgrind libvirt-daemon-system
 BENCH_DEPS   = libvirt-daemon-system strace
 LIBVIRT_DEPS = libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils
 
