@@ -21,6 +21,7 @@
 #endif
 
 #define CONFIG_FILE_MAX (1024L * 1024)
+#define CONFIG_ROOM (100 * 1024) /* below the size from which malloc maps memory of its own */
 
 typedef struct Reader {
         Config *config;
@@ -290,7 +291,7 @@ static int refuse_includes(const Reader *reader, const char *text)
 
 static int read_file(const Reader *reader)
 {
-        _cleanup_free_ char *text = NULL;
+        _cleanup_free_ char *text = NULL, *room = NULL;
         config_t file;
         int r;
 
@@ -299,6 +300,11 @@ static int read_file(const Reader *reader)
                 r = refuse_includes(reader, text);
         if (r < 0)
                 return PASS(r);
+        /* libconfig does not look whether its small allocations succeed: they come out of this, which stays in the heap. */
+        room = malloc(CONFIG_ROOM);
+        if (!room)
+                return FAULT(-ENOMEM);
+        free(TAKE_PTR(room));
         config_init(&file);
         if (config_read_string(&file, text)) {
                 const config_setting_t *root = config_root_setting(&file);

@@ -467,7 +467,7 @@ static int set_up(Daemon *daemon, char **why)
         int r;
 
         r = config_load(daemon->config_path, daemon->options->config != NULL, daemon->options->session, &daemon->config, why);
-        if (r < 0 && keeps_locks(daemon)) {
+        if (r < 0 && r != -ENOMEM && keeps_locks(daemon)) {
                 log_error("the defaults apply: %s", *why ? *why : strerror(-r));
                 r = config_load("", false, daemon->options->session, &daemon->config, why);
         }
