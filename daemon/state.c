@@ -303,6 +303,8 @@ int state_write(FILE *file, StateKind kind, const void *record)
 
 /* ---- reading lines as they were written ---- */
 
+/* Not only for speed: json-c does not look whether each of its small allocations succeeds. */
+
 /* Each of these reads from *p on and leaves *p behind what it read; false: it looks otherwise, or there is no memory. */
 
 static bool scan(const char **p, char c)
@@ -355,21 +357,72 @@ static bool scan_hex(const char **p, char *ret, size_t n)
         return true;
 }
 
-static bool scan_string(const char **p, bool hex, lockd_bytes *ret)
+/* What put_string() wrote: of escapes only its own. */
+static bool scan_text(const char **p, lockd_bytes *ret)
 {
-        const char *begin = *p + 1, *end = **p == '"' ? begin + strcspn(begin, "\"\\") : begin;
-        size_t n = (size_t)(end - begin) / (hex ? 2 : 1);
-        char *bytes = **p == '"' && *end == '"' ? malloc(n + 1) : NULL;
+        const char *begin = *p + 1, *end = begin;
+        char *out;
 
-        if (!bytes)
+        if (**p != '"')
                 return false;
-        *ret = (lockd_bytes){ .lockd_bytes_len = (u_int)n, .lockd_bytes_val = bytes };
-        bytes[n] = '\0';
+        while (*end && *end != '"')
+                end += *end == '\\' && end[1] ? 2 : 1;
+        out = *end == '"' ? malloc((size_t)(end - begin) + 1) : NULL;
+        if (!out)
+                return false;
+        *ret = (lockd_bytes){ .lockd_bytes_val = out };
+        for (const char *in = begin; in < end;) {
+                char c;
+
+                if (*in != '\\')
+                        *out++ = *in++;
+                else if (in[1] == '"' || in[1] == '\\') {
+                        *out++ = in[1];
+                        in += 2;
+                } else if (strncmp(in, "\\u00", 4) == 0 && end - in >= 6) {
+                        const char *hex = in + 4;
+
+                        if (!scan_hex(&hex, &c, 1) || (unsigned char)c >= 0x20)
+                                return false;
+                        *out++ = c;
+                        in += 6;
+                } else
+                        return false;
+        }
+        *out = '\0';
+        ret->lockd_bytes_len = (u_int)(out - ret->lockd_bytes_val);
         *p = end + 1;
-        if (hex)
-                return scan_hex(&begin, bytes, n) && begin == end;
-        memcpy(bytes, begin, n);
         return true;
+}
+
+/* Bytes that are no text: "[195,40]". */
+static bool scan_numbers(const char **p, lockd_bytes *ret)
+{
+        char *out = malloc(strcspn(*p, "]") / 2 + 1);
+        uint64_t number;
+
+        *ret = (lockd_bytes){ .lockd_bytes_val = out };
+        if (!out || !scan(p, '['))
+                return false;
+        do {
+                if (!scan_number(p, UINT8_MAX, &number))
+                        return false;
+                out[ret->lockd_bytes_len++] = (char)number;
+        } while (scan(p, ','));
+        out[ret->lockd_bytes_len] = '\0';
+        return scan(p, ']');
+}
+
+static bool scan_buffer(const char **p, lockd_bytes *ret)
+{
+        size_t n = strspn(*p + (**p == '"'), digits) / 2;
+        char *bytes = malloc(n + 1);
+
+        *ret = (lockd_bytes){ .lockd_bytes_len = (u_int)n, .lockd_bytes_val = bytes };
+        if (!bytes || !scan(p, '"') || !scan_hex(p, bytes, n))
+                return false;
+        bytes[n] = '\0';
+        return scan(p, '"');
 }
 
 static bool scan_record(const char **p, const Field *fields, void *record);
@@ -423,8 +476,9 @@ static bool scan_value(const char **p, const Field *field, void *value, void *re
         case FIELD_BOOL:
                 return scan_bool(p, value);
         case FIELD_BYTES:
+                return **p == '[' ? scan_numbers(p, value) : scan_text(p, value);
         case FIELD_BUFFER:
-                return scan_string(p, field->type == FIELD_BUFFER, value);
+                return scan_buffer(p, value);
         case FIELD_UUID:
                 return scan(p, '"') && scan_hex(p, value, LOCKD_UUID_LEN) && scan(p, '"');
         case FIELD_HOLDS:
