@@ -167,8 +167,8 @@ void lease_set_newest(LeaseTable *table, uint64_t newest)
 
 int resource_new(Lockspace *lockspace, const char *name, Lease *lease, Resource **ret)
 {
-        size_t len = strlen(name);
-        Resource *resource = malloc(sizeof(*resource) + len + 1);
+        size_t len = strlen(name), size = offsetof(Resource, name) + len + 1;
+        Resource *resource = malloc(size > sizeof(*resource) ? size : sizeof(*resource)); /* the padding is for the name, too */
 
         if (!resource)
                 return FAULT(-ENOMEM);
