@@ -33,7 +33,7 @@ count() {
     wait $pid
     n=$(awk -v calls="$calls" '/^summary:/ { printf "%.0f", $2 / calls }' "$T/out")
     limit=$(awk -v name="$name" -v tolerance=$TOLERANCE '$1 == name { printf "%.0f", $2 * (100 + tolerance) / 100 }' "$BATS_TEST_DIRNAME/instructions")
-    echo "$name $n (at most $limit)"
+    echo "# $name $n (at most $limit)" >&3
     [ "$n" -gt 0 ] && [ "$n" -le "$limit" ]
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "common.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -39,18 +40,26 @@ void raise_fd_limit(void)
 
 double cpu_seconds(pid_t pid)
 {
-        unsigned long long nsec = 0;
-        char path[64];
+        unsigned long long nsec, sum = 0;
+        struct dirent *thread;
+        char path[320];
+        DIR *tasks;
         FILE *f;
 
-        (void)snprintf(path, sizeof(path), "/proc/%d/schedstat", (int)pid);
-        f = fopen(path, "re");
-        if (f) {
-                if (fscanf(f, "%llu", &nsec) != 1)
-                        nsec = 0;
+        (void)snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
+        tasks = opendir(path);
+        while (tasks && (thread = readdir(tasks))) {
+                (void)snprintf(path, sizeof(path), "/proc/%d/task/%s/schedstat", (int)pid, thread->d_name);
+                f = fopen(path, "re");
+                if (!f)
+                        continue;
+                if (fscanf(f, "%llu", &nsec) == 1)
+                        sum += nsec;
                 (void)fclose(f);
         }
-        return (double)nsec / 1e9;
+        if (tasks)
+                (void)closedir(tasks);
+        return (double)sum / 1e9;
 }
 
 double resident_bytes(pid_t pid)

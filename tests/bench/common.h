@@ -17,7 +17,7 @@ void die(const char *what) __attribute__((noreturn));
 double now(void);
 void raise_fd_limit(void);
 
-/* Seconds that a process has run, to the nanosecond. */
+/* Seconds that a process has run, all its threads, to the nanosecond. */
 double cpu_seconds(pid_t pid);
 /* Resident bytes. */
 double resident_bytes(pid_t pid);
