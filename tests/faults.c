@@ -14,6 +14,7 @@
  */
 #include <dlfcn.h>
 #include <errno.h>
+#include <execinfo.h>
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -49,12 +50,35 @@ static void arm(const char *now)
         (void)syscall(SYS_close, fd);
 }
 
+/* libconfig and json-c end the process when they get no memory. lockd has some ready before it calls them, which a call that
+ * fails by its number does not know: theirs do not count. */
+static bool is_careless(void)
+{
+        void *frames[24];
+        int n;
+
+        armed = false; /* backtrace may want memory */
+        n = backtrace(frames, 24);
+        armed = true;
+        for (int i = 0; i < n; i++) {
+                Dl_info info;
+
+                if (dladdr(frames[i], &info) && info.dli_fname && (strstr(info.dli_fname, "libconfig") || strstr(info.dli_fname, "libjson")))
+                        return true;
+        }
+        return false;
+}
+
 static bool fails(const char *name)
 {
         char done[4200];
 
         if (!armed || strcmp(name, call) != 0 || (strcmp(image, "child") == 0) != (syscall(SYS_getpid) != pid) || --number > 0)
                 return false;
+        if (strcmp(name, "malloc") == 0 && is_careless()) {
+                number = 1;
+                return false;
+        }
         armed = false;
         (void)snprintf(done, sizeof(done), "%s.done", getenv("FAULTS"));
         (void)syscall(SYS_renameat2, AT_FDCWD, getenv("FAULTS"), AT_FDCWD, done, 0);
@@ -64,7 +88,10 @@ static bool fails(const char *name)
 
 __attribute__((constructor)) static void start(int argc, char **argv)
 {
+        void *frame;
+
         pid = (pid_t)syscall(SYS_getpid);
+        (void)backtrace(&frame, 1); /* loads what it needs now */
         if (getenv("LOCKD_STATE_FD"))
                 arm(argc > 1 && strcmp(argv[argc - 1], "--check-state") == 0 ? "trial" : "new");
 }

@@ -607,6 +607,7 @@ static void test_no_fds_for_the_new_image(void **state)
                 world_check_quietly(&world);
         }
         conn_close(admin);
+        world_abandon(&world);
         daemon_end(d);
 }
 
