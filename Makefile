@@ -121,7 +121,7 @@ bench-upgrade: deps
 	$(MAKE) all $(B)/tests/bench_upgrade
 	$(TEST_ENV) tests/isolate $(B)/tests/bench_upgrade
 
-demo: deps
+demo: deps-build
 	$(MAKE) all $(B)/tests/vm
 	$(TEST_ENV) tests/demo.sh
 
@@ -134,6 +134,9 @@ BUILD_DEPS   = gcc make pkg-config rpcsvc-proto libtirpc-dev libsystemd-dev libc
 TEST_DEPS    = systemd libcmocka-dev bats clang libclang-rt-14-dev jq mandoc shellcheck python3-minimal iproute2 procps e2fsprogs valgrind libvirt-daemon-system
 BENCH_DEPS   = libvirt-daemon-system strace
 LIBVIRT_DEPS = libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils
+
+deps-build:
+	@tests/install-packages $(BUILD_DEPS)
 
 deps:
 	@tests/install-packages $(BUILD_DEPS) $(TEST_DEPS)
@@ -160,5 +163,5 @@ clean:
 
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
 
-.PHONY: FORCE all tests check check-run check-libvirt bench bench-upgrade demo deps deps-libvirt install clean
+.PHONY: FORCE all tests check check-run check-libvirt bench bench-upgrade demo deps deps-build deps-libvirt install clean
 .SECONDARY:

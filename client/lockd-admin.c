@@ -42,7 +42,11 @@ static int unavailable(const Admin *admin, int error)
 
 static int refused(const Admin *admin)
 {
-        fprintf(stderr, "lockd-admin: %s\n", client_error_message(admin->client));
+        if (client_error(admin->client)->code == VIRTLOCK_ERR_RPC)
+                fprintf(stderr, "lockd-admin: %s is not the admin socket of a lockd that knows this command (virtlockd's, an older "
+                        "lockd's, or the lock socket?): %s\n", admin->socket, client_error_message(admin->client));
+        else
+                fprintf(stderr, "lockd-admin: %s\n", client_error_message(admin->client));
         switch (client_error(admin->client)->code) {
         case VIRTLOCK_ERR_RESOURCE_BUSY:
                 return EXIT_BUSY;

@@ -9,7 +9,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "cleanup.h"
@@ -158,14 +160,25 @@ static int read_max_holds(const Reader *reader, const config_setting_t *setting)
         return read_unsigned(reader, setting, 1, 100000000, &reader->config->max_holds);
 }
 
+static int read_socket(const Reader *reader, const config_setting_t *setting, char **ret)
+{
+        int r = read_path(reader, setting, ret);
+
+        if (r == 0 && strlen(*ret) >= sizeof(((struct sockaddr_un *)0)->sun_path))
+                return wrong(reader, setting, "wants a path of at most 107 bytes");
+        if (r == 0 && strcmp(reader->config->lock_socket, reader->config->admin_socket) == 0)
+                return wrong(reader, setting, "is the path of the other socket, too");
+        return r;
+}
+
 static int read_lock_socket(const Reader *reader, const config_setting_t *setting)
 {
-        return read_path(reader, setting, &reader->config->lock_socket);
+        return read_socket(reader, setting, &reader->config->lock_socket);
 }
 
 static int read_admin_socket(const Reader *reader, const config_setting_t *setting)
 {
-        return read_path(reader, setting, &reader->config->admin_socket);
+        return read_socket(reader, setting, &reader->config->admin_socket);
 }
 
 static int read_on_disconnect(const Reader *reader, const config_setting_t *setting)

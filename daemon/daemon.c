@@ -83,11 +83,14 @@ static void log_holders(const Daemon *daemon)
         LeaseTable *leases = lockspace_leases(daemon->lockspaces);
         size_t cursor = 0, n = 0;
 
-        for (Lease *lease; n < HOLDERS_LOGGED_MAX && (lease = lease_next(leases, &cursor)); cursor++, n++) {
+        for (Lease *lease; n < HOLDERS_LOGGED_MAX && (lease = lease_next(leases, &cursor)); cursor++) {
                 const Hold *hold = lease_first_hold(lease);
 
+                if (lease->file.fd < 0)
+                        continue;
                 log_warning("'%s' in lockspace '%s' is held by %s", log_name(hold->resource->name),
                             log_name(hold->resource->lockspace->path), owner_text(hold->owner));
+                n++;
         }
         if (lease_count(leases) > n)
                 log_warning("and %zu more", lease_count(leases) - n);
@@ -312,7 +315,8 @@ static void upgrade_failed(const char *why, void *userdata)
         Daemon *daemon = userdata;
         static RpcError error;
 
-        (void)rpc_refuse(&error, VIRTLOCK_ERR_INTERNAL, VIRTLOCK_FROM_NONE, "no upgrade: %s", why);
+        (void)rpc_refuse(&error, VIRTLOCK_ERR_SYSTEM, VIRTLOCK_FROM_NONE, "no upgrade: %s: %s; lockd goes on with all locks",
+                         upgrade_binary(daemon->upgrade), why);
         list_for_each(node, peer_set_all(daemon->servers[SERVER_ADMIN].peers)) {
                 Caller *caller = peer_caller(peer_of(node));
 

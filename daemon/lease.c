@@ -105,7 +105,7 @@ int lease_new(LeaseTable *table, Lockfile *file, Lease **ret)
         lease->slot = table->first_free;
         table->first_free = table->slots[lease->slot].next_free;
         table->slots[lease->slot].lease = lease;
-        table->count++;
+        table->count += lease->in_table;
         *ret = TAKE_PTR(lease);
         return 0;
 }
@@ -121,7 +121,7 @@ Lease *lease_free(Lease *lease)
                 table_remove(&table->by_file, &lease->by_file);
         table->slots[lease->slot] = (Slot){ .next_free = table->first_free };
         table->first_free = lease->slot;
-        table->count--;
+        table->count -= lease->in_table;
         free(lease->extra);
         free(lease);
         return NULL;

@@ -75,6 +75,7 @@ Lease *lease_find(const LeaseTable *table, const FileId *id);
 /* The lease in slot *cursor or the next one after it, with its slot in *cursor; NULL at the end. A slot keeps its lease
  * as long as that lives. */
 Lease *lease_next(const LeaseTable *table, size_t *cursor);
+/* Those that are locked: UNPROTECTED ones are not counted. */
 size_t lease_count(const LeaseTable *table);
 size_t lease_count_holds(const LeaseTable *table);
 /* The id of the newest lease. */

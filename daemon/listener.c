@@ -154,11 +154,13 @@ int listener_new(sd_event *loop, int fd, int guard, PeerSet *peers, unsigned lim
 
 Listener *listener_free(Listener *listener, const char *path)
 {
+        struct stat st;
+
         if (!listener)
                 return NULL;
         sd_event_source_disable_unref(listener->io);
         sd_event_source_disable_unref(listener->retry);
-        if (path)
+        if (path && lstat(path, &st) == 0 && S_ISSOCK(st.st_mode))
                 (void)unlink(path);
         close_fd(listener->guard);
         free(listener);
@@ -260,11 +262,15 @@ int listener_bind(const char *path, bool again, int *ret_fd, int *ret_guard)
 {
         struct sockaddr_un address = { .sun_family = AF_UNIX };
         _cleanup_fd_ int fd = -1, guard = -1;
+        struct stat st;
         int r;
 
         if (strlen(path) >= sizeof(address.sun_path))
                 return FAULT(-ENAMETOOLONG);
         memcpy(address.sun_path, path, strlen(path) + 1);
+        /* What is no socket is none of ours, whatever the configuration says. */
+        if (lstat(path, &st) == 0 && !S_ISSOCK(st.st_mode))
+                return FAULT(-ENOTSOCK);
         r = make_parents(path);
         if (r < 0)
                 return PASS(r);

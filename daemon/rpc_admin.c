@@ -280,7 +280,7 @@ static int call_upgrade(RpcCall *call)
         if (r == -EALREADY)
                 return refuse(call, VIRTLOCK_ERR_RESOURCE_BUSY, "an upgrade is under way already");
         if (r < 0)
-                return rpc_refuse(call->error, VIRTLOCK_ERR_INTERNAL, VIRTLOCK_FROM_NONE, "no upgrade: %s", why);
+                return rpc_refuse(call->error, VIRTLOCK_ERR_SYSTEM, VIRTLOCK_FROM_NONE, "no upgrade: the installed lockd %s; lockd goes on with all locks", why);
         log_audit("upgrade");
         call->caller->later = LOCKD_LATER_UPGRADE;
         return RPC_E_LATER;

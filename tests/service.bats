@@ -7,6 +7,16 @@ load lib
 
 # --- start and sockets
 
+@test "a file that is no socket is not taken for one" {
+    echo precious >"$WORK/file"
+    printf 'lock_socket = "%s"\nadmin_socket = "%s"\n' "$WORK/file" "$WORK/admin" >"$WORK/nosocket.conf"
+    run "$LOCKD" -f "$WORK/nosocket.conf"
+    [ "$status" -ne 0 ]
+    [[ $output == *"$WORK/file"* ]]
+    [ "$(cat "$WORK/file")" = precious ]
+    [ ! -e "$WORK/file.lock" ]
+}
+
 @test "in the foreground, at libvirt's sockets, with the log on stderr" {
     rmdir /run/libvirt 2>/dev/null || true
     lockd_start -v
