@@ -9,6 +9,7 @@
 #define LOG_SOURCE "rpc"
 #include "fault.h"
 #include "frame.h"
+#include "keep.h"
 #include "log.h"
 #include "rpc.h"
 #include "virtlock.h"
@@ -267,8 +268,9 @@ static int call_acquire(RpcCall *call)
         if (r != 0)
                 return r;
         r = lockspace_acquire(call->services->lockspaces, &request, &refusal);
-        return r == 0 ? 0 :
-                        refuse(call, r, &refusal, request.autocreate ? "Unable to open/create resource" : "Unable to open resource");
+        if (r != 0)
+                return refuse(call, r, &refusal, request.autocreate ? "Unable to open/create resource" : "Unable to open resource");
+        return keep_is_safe(caller) ? 0 : RPC_E_LATER;
 }
 
 static int call_release(RpcCall *call)

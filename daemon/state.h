@@ -25,6 +25,7 @@ typedef enum StateKind {
         STATE_PEER,
         STATE_LEASE,
         STATE_STRAY,
+        STATE_HOLD, /* by itself: in records for the holder only, see adopt.c */
         STATE_END,
 } StateKind;
 
@@ -36,6 +37,7 @@ typedef union StateRecord {
         lockd_peer peer;
         lockd_record lease; /* of its holds' owners only the number */
         lockd_stray stray;
+        lockd_hold hold; /* of its owner only the number */
         lockd_end end;
 } StateRecord;
 

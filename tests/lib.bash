@@ -19,7 +19,7 @@ setup() {
     T=${WORK:?is not set: run this under tests/isolate}/$BATS_TEST_NUMBER
     mkdir "$T"
     started=()
-    : >"$T/lockd.conf"
+    conf
     mkfifo "$T/open"
     # A stdin that never ends, for stand-ins that end by a signal.
     exec {open_stdin}<>"$T/open"
@@ -94,8 +94,11 @@ milliseconds() {
 }
 
 # conf LINE...: the configuration that lockd_start uses.
+# Most tests are about what a lockd does that is alone: "holder = ..." to have it otherwise.
 conf() {
-    printf '%s\n' "$@" >"$T/lockd.conf"
+    local off='holder = "off"'
+    [[ "$*" == *'holder = '* ]] && off=
+    printf '%s\n' "$@" "$off" >"$T/lockd.conf"
 }
 
 # --- processes
