@@ -5,7 +5,6 @@ VERSION    = 0.1
 PREFIX     = /usr/local
 SYSCONFDIR = $(if $(filter /usr,$(PREFIX)),/etc,$(PREFIX)/etc)
 UNITDIR    = $(PREFIX)/lib/systemd/system
-LIBEXECDIR = $(PREFIX)/libexec/lockd
 B          = build
 
 CC       = gcc
@@ -19,12 +18,11 @@ comma     := ,
 
 PACKAGES := libtirpc libsystemd libconfig mount json-c
 ALL_CPPFLAGS = -Iinclude -Iprotocol -Iclient -I$(B)/protocol $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null) \
-               -DLOCKD_VERSION='"$(VERSION)"' -DLOCKD_SYSCONFDIR='"$(SYSCONFDIR)"' -DLOCKD_LIBEXECDIR='"$(LIBEXECDIR)"' $(CPPFLAGS)
+               -DLOCKD_VERSION='"$(VERSION)"' -DLOCKD_SYSCONFDIR='"$(SYSCONFDIR)"' $(CPPFLAGS)
 DAEMON_LIBS := $(shell pkg-config --libs libtirpc libsystemd libconfig mount json-c 2>/dev/null)
 ADMIN_LIBS  := $(shell pkg-config --libs libtirpc json-c 2>/dev/null)
 
-DAEMON   = $(patsubst %.c,$(B)/%.o,$(wildcard daemon/*.c) daemon/holder/spawn.c)
-HOLDER   = $(B)/daemon/holder/holder.o $(B)/daemon/holder/holder_tool.o
+DAEMON   = $(patsubst %.c,$(B)/%.o,$(wildcard daemon/*.c))
 WIRE     = $(B)/protocol/frame.o $(B)/protocol/wire.o $(B)/protocol/virtlock_xdr.o $(B)/protocol/lockd_admin_xdr.o $(B)/protocol/record_xdr.o
 GENERATED = $(B)/protocol/virtlock.h $(B)/protocol/record.h $(B)/protocol/lockd_admin.h
 
@@ -33,13 +31,10 @@ ADMIN    = $(patsubst %.c,$(B)/%.o,$(wildcard client/lockd-admin.c client/admin_
 # V=1 shows the commands.
 run = $(if $(V),,@echo '  $(1) $@';)
 
-all: $(B)/lockd $(B)/lockd-admin $(B)/lockd-holder
+all: $(B)/lockd $(B)/lockd-admin
 
 $(B)/lockd: $(DAEMON) $(WIRE)
 	$(call run,$(if $(filter %.o,$@),CC,LD))$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(DAEMON_LIBS)
-
-$(B)/lockd-holder: $(HOLDER)
-	$(call run,LD)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^
 
 $(B)/lockd-admin: $(ADMIN) $(WIRE)
 	$(call run,$(if $(filter %.o,$@),CC,LD))$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(ADMIN_LIBS)
@@ -59,9 +54,9 @@ $(B)/protocol/%_xdr.o: $(B)/protocol/%_xdr.c $(GENERATED)
 # Where lockd.conf is, is built in: a change of PREFIX builds these anew.
 $(B)/sysconfdir: FORCE
 	@mkdir -p $(@D)
-	@echo '$(SYSCONFDIR) $(LIBEXECDIR)' | cmp -s - $@ || echo '$(SYSCONFDIR) $(LIBEXECDIR)' >$@
+	@echo '$(SYSCONFDIR)' | cmp -s - $@ || echo '$(SYSCONFDIR)' >$@
 
-$(B)/daemon/config.o $(B)/daemon/main.o $(B)/daemon/daemon.o: $(B)/sysconfdir
+$(B)/daemon/config.o $(B)/daemon/main.o: $(B)/sysconfdir
 
 FORCE:
 
@@ -102,7 +97,7 @@ $(B)/tests/vm: $(B)/tests/vm.o $(B)/client/client.o $(WIRE)
 # The numbers in tests/instructions are those of gcc's code without sanitizers.
 SCRIPTS   = $(filter-out $(if $(SANITIZE)$(filter-out gcc,$(CC)),tests/instructions.bats),$(wildcard tests/*.bats))
 TESTS_RUN = $(TESTS) $(SCRIPTS)
-TEST_ENV  = BUILD=$(abspath $(B)) LOCKD=$(abspath $(B))/lockd LOCKD_ADMIN=$(abspath $(B))/lockd-admin LOCKD_HOLDER=$(abspath $(B))/lockd-holder MALLOC_PERTURB_=165
+TEST_ENV  = BUILD=$(abspath $(B)) LOCKD=$(abspath $(B))/lockd LOCKD_ADMIN=$(abspath $(B))/lockd-admin MALLOC_PERTURB_=165
 
 check: deps
 	$(MAKE) check-run
@@ -125,12 +120,6 @@ bench: deps
 bench-upgrade: deps
 	$(MAKE) all $(B)/tests/bench_upgrade
 	$(TEST_ENV) tests/isolate $(B)/tests/bench_upgrade
-
-# The tests of what outlives lockd. LOCKD_TEST_KILLS=1000: the long run.
-check-holder: deps
-	$(MAKE) tests $(B)/tests/bench_holder
-	$(TEST_ENV) TEST_TIMEOUT=3600 tests/run $(B)/logs-holder $(filter $(B)/tests/test_holder%,$(TESTS))
-	$(TEST_ENV) tests/isolate $(B)/tests/bench_holder
 
 demo: deps-build
 	$(MAKE) all $(B)/tests/vm
@@ -157,23 +146,22 @@ deps-libvirt:
 
 SBINDIR = $(PREFIX)/sbin
 MANDIR  = $(PREFIX)/share/man
-UNITS   = lockd.service lockd.socket lockd-admin.socket lockd-holder.service lockd-holder.socket
+UNITS   = lockd.service lockd.socket lockd-admin.socket
 
 install: all
 	install -D -m 755 $(B)/lockd $(DESTDIR)$(SBINDIR)/lockd
 	install -D -m 755 $(B)/lockd-admin $(DESTDIR)$(SBINDIR)/lockd-admin
-	install -D -m 755 $(B)/lockd-holder $(DESTDIR)$(LIBEXECDIR)/lockd-holder
 	[ -e $(DESTDIR)$(SYSCONFDIR)/lockd/lockd.conf ] || install -D -m 644 etc/lockd.conf $(DESTDIR)$(SYSCONFDIR)/lockd/lockd.conf
-	for page in lockd.8 lockd-admin.8 lockd-holder.8 lockd.conf.5; do \
+	for page in lockd.8 lockd-admin.8 lockd.conf.5; do \
 		install -D -m 644 docs/$$page $(DESTDIR)$(MANDIR)/man$${page##*.}/$$page; done
 	install -d -m 755 $(DESTDIR)$(UNITDIR)
 	for unit in $(UNITS); do \
-		sed 's|@SBINDIR@|$(SBINDIR)|g; s|@LIBEXECDIR@|$(LIBEXECDIR)|g' systemd/$$unit.in | install -m 644 /dev/stdin $(DESTDIR)$(UNITDIR)/$$unit; done
+		sed 's|@SBINDIR@|$(SBINDIR)|g' systemd/$$unit.in | install -m 644 /dev/stdin $(DESTDIR)$(UNITDIR)/$$unit; done
 
 clean:
 	rm -rf $(B)
 
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
 
-.PHONY: FORCE all tests check check-run check-libvirt bench bench-upgrade check-holder demo deps deps-build deps-libvirt install clean
+.PHONY: FORCE all tests check check-run check-libvirt bench bench-upgrade demo deps deps-build deps-libvirt install clean
 .SECONDARY:

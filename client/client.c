@@ -178,9 +178,7 @@ int client_call(Client *client, uint32_t program, uint32_t version, int32_t proc
                 r = receive_frame(client, &answer, &payload, deadline);
                 if (r < 0)
                         return r;
-                /* Keepalive is no answer. One to a call before this may come twice: from a lockd that was killed, and from the
-                 * next one, which did not know. */
-        } while (answer.type != FRAME_REPLY || answer.serial < call.serial);
+        } while (answer.type != FRAME_REPLY); /* keepalive is no answer */
         if (answer.program != program || answer.procedure != procedure || answer.serial != call.serial)
                 return -EBADMSG;
         if (answer.status == FRAME_OK)

@@ -9,7 +9,6 @@
 
 #include "cleanup.h"
 #include "fault.h"
-#include "keep.h"
 
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77 /* Linux 6.5 */
@@ -83,8 +82,6 @@ int caller_register(Caller *caller, OwnerTable *owners, Reaper *reaper, const ui
                         owner->own_socket = st.st_ino;
                 owner->own_peers++;
                 owner->proved = true;
-                list_append(&owner->own_callers, &caller->in_owner);
-                keep_owner_changed(owner);
         }
         return 0;
 }
@@ -94,15 +91,11 @@ void caller_end(Caller *caller, Reaper *reaper, bool unanswered)
         bool doubt = caller->last == CALLER_LAST_REFUSED || (caller->last == CALLER_LAST_GRANTED && unanswered);
 
         list_unlink(&caller->wait.node);
-        list_unlink(&caller->in_unkept);
-        list_unlink(&caller->in_owner);
-        keep_peer_gone(caller);
         list_for_each_safe(node, &caller->taken) {
                 Hold *hold = list_entry(node, Hold, in_taken);
 
                 hold->unconfirmed = doubt;
                 list_unlink(node);
-                keep_hold_changed(hold);
         }
         if (caller->owner)
                 reaper_peer_closed(reaper, caller->owner, caller->own);

@@ -30,13 +30,7 @@ struct Caller {
         bool restricted;
         CallerLast last;
         ListNode taken;      /* of Hold.in_taken; empty for an own connection */
-        ListNode in_owner;   /* of an own connection: in Owner.own_callers */
-        uint64_t kept;       /* which processes of the holder have it: bits of HolderChild */
         lockd_later later;   /* why its call has no answer yet */
-        ListNode in_unkept;  /* LOCKD_LATER_HOLDER: of keeper.c ... */
-        uint64_t turn;       /* ... waits for the hold that has this turn ... */
-        uint64_t until;      /* ... or this time, CLOCK_MONOTONIC microseconds */
-        struct HolderChild *keeper; /* ... there */
         ReaperWait wait;     /* for a release that has to see its owner dead ... */
         uint64_t waits_for;  /* ... which has this number ... */
         uint64_t waited_holds; /* ... and this many holds */

@@ -181,21 +181,6 @@ static int read_admin_socket(const Reader *reader, const config_setting_t *setti
         return read_socket(reader, setting, &reader->config->admin_socket);
 }
 
-static int read_holder(const Reader *reader, const config_setting_t *setting)
-{
-        int r = read_string(reader, setting, &reader->config->holder);
-        const char *value = reader->config->holder;
-
-        if (r == 0 && strcmp(value, "auto") != 0 && strcmp(value, "off") != 0 && *value != '/')
-                return wrong(reader, setting, "wants \"auto\", \"off\" or the absolute path of lockd-holder");
-        return r;
-}
-
-static int read_holder_dir(const Reader *reader, const config_setting_t *setting)
-{
-        return read_path(reader, setting, &reader->config->holder_dir);
-}
-
 static int read_on_disconnect(const Reader *reader, const config_setting_t *setting)
 {
         const char *value = config_setting_get_string(setting);
@@ -257,8 +242,6 @@ static const struct {
         { "on_disconnect", read_on_disconnect },
         { "lock_socket", read_lock_socket },
         { "admin_socket", read_admin_socket },
-        { "holder", read_holder },
-        { "holder_dir", read_holder_dir },
         { "lockspaces", read_lockspaces },
 };
 
@@ -347,18 +330,6 @@ static int read_file(const Reader *reader)
         return r;
 }
 
-/* A second lockd, with sockets elsewhere, has a holder of its own. */
-static int default_holder_dir(Config *config, const char *usual, bool session)
-{
-        const char *slash = strrchr(config->lock_socket, '/');
-
-        if (strcmp(config->lock_socket, usual) == 0)
-                config->holder_dir = config_runtime_path(session, "lockd/holder");
-        else if (asprintf(&config->holder_dir, "%.*s/lockd-holder", (int)(slash - config->lock_socket), config->lock_socket) < 0)
-                config->holder_dir = NULL;
-        return config->holder_dir ? 0 : FAULT(-ENOMEM);
-}
-
 int config_load(const char *path, bool required, bool session, Config *ret, char **ret_why)
 {
         Config config = {
@@ -369,14 +340,12 @@ int config_load(const char *path, bool required, bool session, Config *ret, char
                 .max_holds = 200000,
                 .lock_socket = config_runtime_path(session, "libvirt/virtlockd-sock"),
                 .admin_socket = config_runtime_path(session, "libvirt/virtlockd-admin-sock"),
-                .holder = strdup("auto"),
         };
-        _cleanup_free_ char *usual = config_runtime_path(session, "libvirt/virtlockd-sock");
         Reader reader = { .config = &config, .path = path, .why = ret_why };
         int r = 0;
 
         *ret_why = NULL;
-        if (!config.lock_socket || !config.admin_socket || !config.holder || !usual)
+        if (!config.lock_socket || !config.admin_socket)
                 r = FAULT(-ENOMEM);
         else if (access(path, F_OK) == 0)
                 r = read_file(&reader);
@@ -385,8 +354,6 @@ int config_load(const char *path, bool required, bool session, Config *ret, char
                 if (asprintf(ret_why, "%s: %s", path, strerror(-r)) < 0)
                         *ret_why = NULL;
         }
-        if (r == 0 && !config.holder_dir)
-                r = default_holder_dir(&config, usual, session);
         if (r < 0) {
                 config_done(&config);
                 return r;
@@ -401,8 +368,6 @@ void config_done(Config *config)
         free(config->log_outputs);
         free(config->lock_socket);
         free(config->admin_socket);
-        free(config->holder);
-        free(config->holder_dir);
         for (size_t i = 0; i < config->n_lockspaces; i++) {
                 free(config->lockspaces[i].path);
                 free(config->lockspaces[i].require_mount);

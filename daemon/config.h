@@ -21,8 +21,6 @@ typedef struct Config {
         bool kill_on_disconnect;
         char *lock_socket;
         char *admin_socket;
-        char *holder;     /* "auto", "off", or the program */
-        char *holder_dir;
         ConfigLockspace *lockspaces;
         size_t n_lockspaces;
 } Config;

@@ -8,7 +8,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,7 +26,6 @@
 #include "fault.h"
 #include "fds.h"
 #include "giveback.h"
-#include "keeper.h"
 #include "listener.h"
 #include "log.h"
 #include "peer.h"
@@ -39,9 +37,6 @@
 #include "virtlock.h"
 
 #define HOLDERS_LOGGED_MAX 100
-#define GUARD_TRIES 150
-#define GUARD_MSEC 20
-#define LEAVE_USEC (1000U * 1000U)
 #define LOOP_PAUSE_MSEC 100
 
 typedef enum ServerKind { SERVER_LOCK, SERVER_ADMIN, SERVERS } ServerKind;
@@ -64,7 +59,7 @@ typedef struct Daemon {
         Reaper *reaper;
         RpcServices services;
         Server servers[SERVERS];
-        sd_event_source *mounts, *idle, *ending, *quiet, *leave;
+        sd_event_source *mounts, *idle, *ending, *quiet;
         sd_event_source *signals[6];
         char *state; /* that this image was executed with; NULL: a fresh start */
         int state_fd;
@@ -73,8 +68,6 @@ typedef struct Daemon {
         Giveback *giveback;
         RestoreParts parts;
         unsigned long long generation; /* of the storage's table, as last seen */
-        bool adopted;  /* the state came from the holder */
-        bool leaving;  /* what is held stays with the holder */
 } Daemon;
 
 static const char *const limit_names[SERVERS] = { "max_clients", "admin_max_clients" };
@@ -82,7 +75,7 @@ static const char *const limit_names[SERVERS] = { "max_clients", "admin_max_clie
 /* Executed with locks: whatever is wrong, to end now would release every one of them. */
 static bool keeps_locks(const Daemon *daemon)
 {
-        return !daemon->adopted && (daemon->state || daemon->state_fd >= 0 || daemon->options->takeover) && !daemon->options->check_state;
+        return (daemon->state || daemon->state_fd >= 0 || daemon->options->takeover) && !daemon->options->check_state;
 }
 
 static void log_holders(const Daemon *daemon)
@@ -126,24 +119,6 @@ static int on_dispatched(sd_event_source *source, void *userdata)
         return 0;
 }
 
-/* After a TERM: ends when the holder has everything. */
-static int on_leave(sd_event_source *source, uint64_t usec, void *userdata)
-{
-        Daemon *daemon = userdata;
-
-        (void)usec;
-        if (keeper_has_all()) {
-                log_warning("ending, as TERM asked; the holder keeps %zu leases for the next lockd",
-                            lease_count(lockspace_leases(daemon->lockspaces)));
-                daemon->leaving = true;
-                (void)sd_event_exit(daemon->loop, EXIT_OK);
-        } else {
-                (void)sd_event_source_set_time_relative(source, LEAVE_USEC);
-                (void)sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
-        }
-        return 0;
-}
-
 static void end_with_last_lease(Daemon *daemon)
 {
         int r;
@@ -155,8 +130,6 @@ static void end_with_last_lease(Daemon *daemon)
                 r = sd_event_source_set_priority(daemon->quiet, SD_EVENT_PRIORITY_IDLE);
         if (r >= 0)
                 r = sd_event_add_post(daemon->loop, &daemon->ending, on_dispatched, daemon);
-        if (r >= 0 && strcmp(daemon->config.holder, "off") != 0)
-                r = sd_event_add_time_relative(daemon->loop, &daemon->leave, CLOCK_MONOTONIC, LEAVE_USEC, 0, on_leave, daemon);
         daemon->parts.ending = true; /* also for an upgrade that is under way */
         if (r < 0)
                 log_error("the TERM is forgotten: %s", strerror(-r));
@@ -170,12 +143,6 @@ static int on_stop(sd_event_source *source, const struct signalfd_siginfo *info,
         (void)source;
         if (n == 0) {
                 log_info("signal %u: nothing is held, ending", info->ssi_signo);
-                (void)sd_event_exit(daemon->loop, EXIT_OK);
-                return 0;
-        }
-        if (keeper_has_all()) {
-                log_warning("signal %u from pid %u: ending; the holder keeps %zu leases for the next lockd", info->ssi_signo, info->ssi_pid, n);
-                daemon->leaving = true;
                 (void)sd_event_exit(daemon->loop, EXIT_OK);
                 return 0;
         }
@@ -380,26 +347,6 @@ static int activated_fd(char **names, int n, const char *ours, const char *stock
         return -1;
 }
 
-static int tell_taken(const char *path, char **why)
-{
-        if (asprintf(why, "another lock daemon answers at %s: stop it first, or choose another lock_socket and admin_socket "
-                     "in lockd.conf", path) < 0)
-                *why = NULL;
-        return -EADDRINUSE;
-}
-
-/* Of a listener that the holder kept. */
-static int guard_socket(Daemon *daemon, ServerKind kind, char **why)
-{
-        Server *server = &daemon->servers[kind];
-        int r;
-
-        /* The lockd before us was killed: a child that it had just forked may have its copy for a moment. */
-        for (int i = 0; (r = listener_guard(server->fd, &server->guard)) == LISTENER_E_TAKEN && i < GUARD_TRIES; i++)
-                (void)poll(NULL, 0, GUARD_MSEC);
-        return r == LISTENER_E_TAKEN ? tell_taken(server->path ? server->path : "its socket", why) : 0;
-}
-
 static int open_socket(Daemon *daemon, ServerKind kind, char **names, int n_names, char **why)
 {
         static const char *const activation[SERVERS][2] = {
@@ -411,8 +358,6 @@ static int open_socket(Daemon *daemon, ServerKind kind, char **names, int n_name
         int r;
 
         server->fd = activated_fd(names, n_names, activation[kind][0], activation[kind][1]);
-        if (server->fd >= 0 && daemon->adopted)
-                return guard_socket(daemon, kind, why);
         if (server->fd >= 0)
                 r = listener_guard(server->fd, &server->guard);
         else {
@@ -420,8 +365,12 @@ static int open_socket(Daemon *daemon, ServerKind kind, char **names, int n_name
                 if (r == 0 && !(server->path = strdup(path)))
                         r = FAULT(-ENOMEM);
         }
-        if (r == LISTENER_E_TAKEN)
-                return tell_taken(path, why);
+        if (r == LISTENER_E_TAKEN) {
+                if (asprintf(why, "another lock daemon answers at %s: stop it first, or choose another lock_socket and admin_socket "
+                             "in lockd.conf", path) < 0)
+                        *why = NULL;
+                return -EADDRINUSE;
+        }
         if (r < 0 && asprintf(why, "cannot listen at %s: %s", path, strerror(-r)) < 0)
                 *why = NULL;
         return PASS(r);
@@ -458,62 +407,6 @@ static int restore(Daemon *daemon)
         return PASS(r);
 }
 
-/* lockd-holder beside this program, or where it was installed; to be freed. */
-static char *holder_program(const char *setting)
-{
-        char path[4096], *slash, *program = NULL;
-        ssize_t n;
-
-        if (strcmp(setting, "auto") != 0)
-                return strdup(setting);
-        n = readlink("/proc/self/exe", path, sizeof(path) - 1);
-        path[n > 0 ? n : 0] = '\0';
-        slash = strrchr(path, '/');
-        if (slash && asprintf(&program, "%.*s/lockd-holder", (int)(slash - path), path) >= 0 && access(program, X_OK) == 0)
-                return program;
-        free(program);
-        return strdup(LOCKD_LIBEXECDIR "/lockd-holder");
-}
-
-static void adopt_late(void *userdata)
-{
-        const char *why;
-
-        (void)start_upgrade(userdata, &why);
-}
-
-/* What the holder has of a lockd before this one becomes the state that is restored. */
-static int find_kept(Daemon *daemon, bool activated, char **why)
-{
-        const Config *config = &daemon->config;
-        _cleanup_free_ char *program = NULL;
-        KeeperOptions options = { .dir = config->holder_dir, .late = adopt_late, .userdata = daemon };
-        char *state;
-        int r;
-
-        if (daemon->options->check_state || strcmp(config->holder, "off") == 0)
-                return 0;
-        options.program = program = holder_program(config->holder);
-        if (!activated) {
-                options.sockets[SERVER_LOCK] = config->lock_socket;
-                options.sockets[SERVER_ADMIN] = config->admin_socket;
-        }
-        r = keeper_find(daemon->loop, &options, daemon->storage, daemon->state, &state, why);
-        if (r == KEEPER_E_BUSY && !keeps_locks(daemon))
-                return -EADDRINUSE;
-        if (r != 0) {
-                log_error("without a holder: %s", *why ? *why : strerror(-r));
-                keeper_stop();
-                return 0;
-        }
-        if (state) {
-                daemon->adopted = !daemon->state;
-                free(daemon->state);
-                daemon->state = state;
-        }
-        return 0;
-}
-
 static int add_servers(Daemon *daemon, char **why)
 {
         char **names = NULL;
@@ -526,13 +419,8 @@ static int add_servers(Daemon *daemon, char **why)
         }
         if (r == 0 && daemon->options->takeover)
                 r = takeover_translate(daemon->options->takeover, daemon->storage, &daemon->state, &daemon->state_fd);
-        if (r == 0)
-                r = find_kept(daemon, n > 0, why);
         if (r == 0 && daemon->state)
                 r = restore(daemon);
-        for (int i = 0; r == 0 && daemon->adopted && i < SERVERS; i++)
-                if (daemon->servers[i].fd >= 0)
-                        r = guard_socket(daemon, (ServerKind)i, why);
         for (int i = 0; r == 0 && i < SERVERS; i++)
                 if (daemon->servers[i].fd < 0)
                         r = open_socket(daemon, (ServerKind)i, names, n < 0 ? 0 : n, why);
@@ -541,10 +429,6 @@ static int add_servers(Daemon *daemon, char **why)
         for (int i = 0; i < n; i++)
                 free(names[i]);
         free(names);
-        if (r == 0 && !daemon->options->check_state) {
-                collect_parts(daemon);
-                keeper_start(&daemon->parts);
-        }
         return PASS(r);
 }
 
@@ -642,18 +526,6 @@ static int set_up(Daemon *daemon, char **why)
 
 static void tear_down(Daemon *daemon)
 {
-        static Daemon *left;
-
-        if (daemon->leaving) {
-                for (int i = 0; i < SERVERS; i++)
-                        listener_free(daemon->servers[i].listener, daemon->servers[i].path);
-                keeper_leave();
-                /* The end of the process does the rest: the locks have their copies. */
-                left = calloc(1, sizeof(*left));
-                if (left)
-                        *left = *daemon;
-                return;
-        }
         /* It is lockd that closes the connections now: no reason to kill anybody. */
         if (daemon->reaper)
                 reaper_set_policy(daemon->reaper, REAPER_HOLD);
@@ -667,14 +539,11 @@ static void tear_down(Daemon *daemon)
         sd_event_source_disable_unref(daemon->mounts);
         sd_event_source_disable_unref(daemon->idle);
         sd_event_source_disable_unref(daemon->ending);
-        sd_event_source_disable_unref(daemon->leave);
         sd_event_source_disable_unref(daemon->quiet);
         verify_free(daemon->verify);
         upgrade_free(daemon->upgrade);
         giveback_free(daemon->giveback);
         reaper_release_all(daemon->reaper);
-        keeper_leave();
-        keeper_stop();
         reaper_free(daemon->reaper);
         lockspace_table_free(daemon->lockspaces);
         owner_table_free(daemon->owners);
@@ -768,12 +637,10 @@ int daemon_run(const DaemonOptions *options)
                 fprintf(stderr, "lockd: %s\n", why ? why : strerror(-r));
                 if (!why)
                         fprintf(stderr, "lockd: %s\n", fault_trail());
-                daemon.leaving = daemon.adopted;
                 code = r == -EADDRINUSE ? EXIT_UNAVAILABLE : r == -EINVAL ? EXIT_CONFIG : EXIT_FAILED;
                 tell_ready(options, code);
         } else {
-                log_info("up%s%s: locks at %s, administration at %s", daemon.state && !daemon.adopted ? " after an upgrade" : "",
-                         daemon.adopted ? " with what the holder kept" : "", daemon.config.lock_socket,
+                log_info("up%s: locks at %s, administration at %s", daemon.state ? " after an upgrade" : "", daemon.config.lock_socket,
                          daemon.config.admin_socket);
                 tell_ready(options, EXIT_OK);
                 if (options->background)

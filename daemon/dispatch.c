@@ -188,7 +188,7 @@ static int call_procedure(const RpcProcedure *procedure, RpcCall *call, const ui
                 r = check_caller(procedure, call->caller, call->error);
         if (r == 0)
                 r = procedure->call(call);
-        call->caller->last = !procedure->takes ? CALLER_LAST_OTHER : r == 0 || r == RPC_E_LATER ? CALLER_LAST_GRANTED : CALLER_LAST_REFUSED;
+        call->caller->last = !procedure->takes ? CALLER_LAST_OTHER : r == 0 ? CALLER_LAST_GRANTED : CALLER_LAST_REFUSED;
         if (!procedure->args_room)
                 wire_free(procedure->args, call->args);
         return PASS(r);

@@ -33,7 +33,6 @@
 #include "cleanup.h"
 #include "config.h"
 #include "fault.h"
-#include "keep.h"
 #include "log.h"
 #include "takeover.h"
 #include "utf8.h"
@@ -725,10 +724,8 @@ static int execute(Giveback *giveback)
         if (r == 0) {
                 log_audit("executing %s", log_name(giveback->path));
                 set_signals(true);
-                keep_give_up();
                 (void)execv(giveback->path, argv);
                 r = -errno;
-                keep_resume();
                 set_signals(false);
         }
         (void)close_range(3, ~0U, CLOSE_RANGE_CLOEXEC);

@@ -24,7 +24,7 @@ typedef struct Slot {
 
 struct LeaseTable {
         Table by_file;
-        uint64_t newest, newest_hold;
+        uint64_t newest;
         size_t count;
         size_t n_holds;
         size_t n_slots;
@@ -165,14 +165,6 @@ void lease_set_newest(LeaseTable *table, uint64_t newest)
         table->newest = newest;
 }
 
-void lease_skip_numbers(LeaseTable *table, uint64_t newest)
-{
-        if (newest > table->newest)
-                table->newest = newest;
-        if (newest > table->newest_hold)
-                table->newest_hold = newest;
-}
-
 int resource_new(Lockspace *lockspace, const char *name, Lease *lease, Resource **ret)
 {
         size_t len = strlen(name), size = offsetof(Resource, name) + len + 1;
@@ -201,7 +193,6 @@ int hold_new(Resource *resource, Owner *owner, Hold **ret)
         *hold = (Hold){
                 .resource = resource,
                 .owner = owner,
-                .number = ++resource->lease->table->newest_hold,
                 .since = resource->lease->n_holds > 0 ? now_usec() : resource->lease->since, /* the first one: of this moment */
         };
         list_append(&resource->lease->holds, &hold->in_lease);
@@ -222,24 +213,12 @@ Hold *hold_free(Hold *hold)
         list_unlink(&hold->in_owner);
         list_unlink(&hold->in_taken);
         hold->resource->lease->table->n_holds--;
-        list_unlink(&hold->in_unkept);
         hold->resource->lease->n_holds--;
         hold->resource->n_holds--;
         hold->owner->n_holds--;
         free(hold->extra);
         free(hold);
         return NULL;
-}
-
-void hold_set_number(Hold *hold, uint64_t number)
-{
-        LeaseTable *table = hold->resource->lease->table;
-
-        if (number == 0)
-                return;
-        hold->number = number;
-        if (number > table->newest_hold)
-                table->newest_hold = number;
 }
 
 static bool matches(const Hold *hold, const Lease *lease, const Owner *owner, const Resource *resource, bool unconfirmed)

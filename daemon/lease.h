@@ -42,11 +42,6 @@ typedef struct Hold {
         uint64_t since;     /* microseconds since 1970 */
         bool unconfirmed;   /* its taker may never have learnt of it: the owner's next acquire of it is granted, once */
         char *extra;        /* what a newer lockd's state said beside; NULL: nothing */
-        uint64_t number;    /* unique in the daemon's life */
-        ListNode in_unkept; /* of keeper.c: the holder has to be given it, or its new words ... */
-        uint64_t turn;      /* ... in this order */
-        bool kept;          /* the holder has it */
-        uint32_t journal;   /* its slot there; 0: none */
 } Hold;
 
 struct Lease {
@@ -62,8 +57,6 @@ struct Lease {
         bool in_table;
         uint32_t n_holds;
         char *extra; /* as Hold.extra */
-        struct HolderChild *keeper; /* which process of the holder; NULL: none yet */
-        bool kept;   /* that has it */
         ListNode holds; /* never empty outside acquire and release */
 };
 
@@ -88,8 +81,6 @@ size_t lease_count_holds(const LeaseTable *table);
 /* The id of the newest lease. */
 uint64_t lease_newest(const LeaseTable *table);
 void lease_set_newest(LeaseTable *table, uint64_t newest);
-/* The same for the numbers of holds, in one step with it: no number up to newest is given to a lease or a hold any more. */
-void lease_skip_numbers(LeaseTable *table, uint64_t newest);
 
 /* A name for a lease, not yet in a lockspace's table. */
 int resource_new(Lockspace *lockspace, const char *name, Lease *lease, Resource **ret);
@@ -98,8 +89,6 @@ Resource *resource_free(Resource *resource);
 /* The hold is in the lists of lease and owner. */
 int hold_new(Resource *resource, Owner *owner, Hold **ret);
 Hold *hold_free(Hold *hold);
-/* After a restart. 0: it keeps the one it has. */
-void hold_set_number(Hold *hold, uint64_t number);
 
 /* A hold of owner on lease, of that name unless resource is NULL, unconfirmed if asked for; NULL: none. */
 Hold *hold_find(const Lease *lease, const Owner *owner, const Resource *resource, bool unconfirmed);

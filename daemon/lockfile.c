@@ -325,14 +325,6 @@ int lockfile_convert(Lockfile *file, LockKind kind)
         return PASS(r);
 }
 
-int lockfile_lock_again(Lockfile *file, pid_t *holder)
-{
-        int r = set_lock(file->fd, file->shared ? F_RDLCK : F_WRLCK, &file->kind);
-
-        *holder = r == LOCKFILE_E_BUSY ? lock_holder(file->fd, file->shared) : 0;
-        return PASS(r);
-}
-
 void lockfile_release(Lockfile *file)
 {
         if (file->fd < 0)

@@ -88,8 +88,5 @@ int lockfile_adopt(int fd, Lockfile *ret, int *ret_mount);
  * kind is as it was in both cases. */
 int lockfile_convert(Lockfile *file, LockKind kind);
 
-/* Sets the lock again, where it was lost with the process that had it. 0, LOCKFILE_E_BUSY with *holder, or -errno. */
-int lockfile_lock_again(Lockfile *file, pid_t *holder);
-
 /* Gives the lock up, for every copy of the fd, and closes. Cannot fail. */
 void lockfile_release(Lockfile *file);

@@ -16,7 +16,6 @@
 #define LOG_SOURCE "lockspace"
 #include "cleanup.h"
 #include "fault.h"
-#include "keep.h"
 #include "log.h"
 
 #define TAKE_ATTEMPTS_MAX 100
@@ -26,7 +25,6 @@ struct LockspaceTable {
         LeaseTable *leases;
         Lockspace *lockspaces;
         unsigned max_lockspaces, max_holds;
-        uint64_t newest;
 };
 
 /* "//" and a trailing "/" make no difference. */
@@ -69,8 +67,6 @@ static int add(LockspaceTable *table, const char *path, Lockspace **ret)
                 free(lockspace);
                 return FAULT(-ENOMEM);
         }
-        lockspace->number = ++table->newest;
-        keep_lockspace_added(lockspace);
         *ret = lockspace;
         return 0;
 }
@@ -220,13 +216,15 @@ static bool is_name(const Lockspace *lockspace, const char *name)
         return len > 0 && len <= LOCKSPACE_NAME_MAX && !strchr(name, '/') && strcmp(name, ".") != 0 && strcmp(name, "..") != 0;
 }
 
-void lockspace_resource_path(const char *lockspace, const char *name, char buf[LOCKSPACE_RESOURCE_PATH_SIZE])
+#define RESOURCE_PATH_SIZE (LOCKSPACE_PATH_MAX + LOCKSPACE_NAME_MAX + 2)
+
+static void resource_path(const Lockspace *lockspace, const char *name, char buf[RESOURCE_PATH_SIZE])
 {
-        char *end = stpcpy(buf, lockspace);
+        char *end = stpcpy(buf, lockspace->path);
 
         if (end > buf && end[-1] != '/')
                 *end++ = '/';
-        end = mempcpy(end, name, strnlen(name, (size_t)(buf + LOCKSPACE_RESOURCE_PATH_SIZE - 1 - end)));
+        end = mempcpy(end, name, strnlen(name, (size_t)(buf + RESOURCE_PATH_SIZE - 1 - end)));
         *end = '\0';
 }
 
@@ -254,7 +252,7 @@ static int find_name(LockspaceTable *table, const char *path, const char *name, 
                 return LOCKSPACE_E_UNKNOWN;
         if (!is_name(lockspace, name))
                 return LOCKSPACE_E_NAME;
-        lockspace_resource_path(lockspace->path, name, refusal->path);
+        resource_path(lockspace, name, refusal->path);
         *ret = lockspace;
         *ret_resource = find_resource(lockspace, name);
         if (!*ret_resource && is_absent(table, lockspace)) {
@@ -349,7 +347,6 @@ static int link_hold(Lockspace *lockspace, const char *name, Resource *resource,
                 return PASS(r);
         }
         note_taker(hold, request);
-        keep_hold_changed(hold);
         return 0;
 }
 
@@ -386,7 +383,6 @@ static int join(Lockspace *lockspace, Resource *resource, Lease *lease, const Ac
         if (hold) {
                 hold->unconfirmed = false;
                 note_taker(hold, request);
-                keep_hold_changed(hold);
                 return 0;
         }
         hold = hold_find(lease, request->owner, NULL, true);
@@ -524,33 +520,25 @@ int lockspace_acquire(LockspaceTable *table, const AcquireRequest *request, Lock
 
 void lockspace_release_hold(LockspaceTable *table, Hold *hold)
 {
-        char path[LOCKSPACE_RESOURCE_PATH_SIZE];
+        char path[RESOURCE_PATH_SIZE];
         Resource *resource = hold->resource;
         Lease *lease = resource->lease;
-        bool said = true;
         int r;
 
         if (lease->file.fd < 0)
                 hold->owner->unprotected--;
-        else if (lease->n_holds == 1) {
-                lease->releasing = true;
-                said = keep_lease_releasing(lease);
-        }
-        keep_hold_gone(hold);
         hold_free(hold);
         if (lease->n_holds == 0 && lease->file.fd >= 0) {
-                lockspace_resource_path(resource->lockspace->path, resource->name, path);
-                /* Who adopts what a crash left could take the lock on an unlinked file for a good one. */
-                r = storage_release(table->storage, path, lease->autocreate && lease->local && said, &lease->file);
+                lease->releasing = true;
+                resource_path(resource->lockspace, resource->name, path);
+                r = storage_release(table->storage, path, lease->autocreate && lease->local, &lease->file);
                 if (r < 0)
                         log_warning("%s: not removed: %s (%s)", log_name(path), strerror(-r), fault_trail());
         }
         if (resource->n_holds == 0)
                 drop_resource(resource);
-        if (lease->n_holds == 0) {
-                keep_lease_gone(lease);
+        if (lease->n_holds == 0)
                 lease_free(lease);
-        }
 }
 
 bool lockspace_wants_flush(const Hold *hold)
@@ -590,18 +578,18 @@ int lockspace_release(LockspaceTable *table, const char *lockspace, const char *
         return 0;
 }
 
-/* A hold of owner that is not locked, under that name. */
-static int add_unprotected(Lockspace *lockspace, const char *name, Owner *owner, const Lockfile *file)
+int lockspace_force_hold(LockspaceTable *table, Hold *hold)
 {
+        Owner *owner = hold->owner;
         Resource *resource;
         Lease *unprotected;
         Hold *mark;
         int r;
 
-        r = lease_new(lockspace->table->leases, NULL, &unprotected);
+        r = lease_new(table->leases, NULL, &unprotected);
         if (r < 0)
                 return PASS(r);
-        r = resource_new(lockspace, name, unprotected, &resource);
+        r = resource_new(hold->resource->lockspace, hold->resource->name, unprotected, &resource);
         if (r == 0) {
                 r = hold_new(resource, owner, &mark);
                 if (r < 0)
@@ -611,54 +599,11 @@ static int add_unprotected(Lockspace *lockspace, const char *name, Owner *owner,
                 lease_free(unprotected);
                 return PASS(r);
         }
-        unprotected->file.shared = file->shared;
-        unprotected->file.id = file->id;
+        unprotected->file.shared = hold->resource->lease->file.shared;
+        unprotected->file.id = hold->resource->lease->file.id;
         owner->unprotected++;
-        keep_hold_changed(mark);
+        lockspace_release_hold(table, hold);
         return 0;
-}
-
-int lockspace_force_hold(LockspaceTable *table, Hold *hold)
-{
-        int r = add_unprotected(hold->resource->lockspace, hold->resource->name, hold->owner, &hold->resource->lease->file);
-
-        if (r == 0)
-                lockspace_release_hold(table, hold);
-        return PASS(r);
-}
-
-int lockspace_show_unprotected(LockspaceTable *table, const char *path, const char *name, Owner *owner, bool shared)
-{
-        Lockspace *lockspace = find(table, path);
-
-        return lockspace ? PASS(add_unprotected(lockspace, name, owner, &(Lockfile){ .shared = shared })) : FAULT(-EINVAL);
-}
-
-int lockspace_regain(LockspaceTable *table, const AcquireRequest *request, const FileId *id, bool autocreate,
-                     LockspaceRefusal *refusal)
-{
-        Lockspace *lockspace;
-        Resource *resource;
-        StorageFile file;
-        int r;
-
-        r = find_name(table, request->lockspace, request->resource, &lockspace, &resource, refusal);
-        if (r != 0)
-                return r;
-        r = storage_look(table->storage, refusal->path, !*lockspace->path, false, &file, &refusal->step);
-        if (r == 0 && memcmp(&file.look.id, id, sizeof(*id)) != 0)
-                r = LOCKFILE_E_STALE;
-        storage_done(&file);
-        if (r != 0)
-                return verdict(r);
-        r = lockspace_acquire(table, request, refusal);
-        if (r == 0 && autocreate) {
-                Lease *lease = find_resource(lockspace, request->resource)->lease;
-
-                lease->autocreate = true;
-                keep_hold_changed(lease_first_hold(lease));
-        }
-        return PASS(r);
 }
 
 int lockspace_create_resource(LockspaceTable *table, const char *path, const char *name, LockspaceRefusal *refusal)

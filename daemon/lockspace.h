@@ -26,8 +26,6 @@ struct Lockspace {
         char *require_mount;           /* NULL: none configured */
         unsigned long long looked;     /* storage generation at which absent was found */
         char *extra;                   /* as Hold.extra */
-        uint64_t number;               /* of those that were made, the how manieth */
-        bool kept;                     /* the holder has it */
         bool absent;                   /* a file system belongs here and is not mounted */
         char path[];
 };
@@ -80,10 +78,6 @@ void lockspace_forget_mounts(LockspaceTable *table);
 /* A configured lockspace needs this mount; NULL: none. */
 int lockspace_require_mount(LockspaceTable *table, const char *path, const char *mount);
 
-/* The file of a resource. */
-#define LOCKSPACE_RESOURCE_PATH_SIZE (LOCKSPACE_PATH_MAX + LOCKSPACE_NAME_MAX + 2)
-void lockspace_resource_path(const char *lockspace, const char *resource, char buf[LOCKSPACE_RESOURCE_PATH_SIZE]);
-
 /* After a restart: a lockspace, without touching its directory; a hold on a lease, without touching its file. */
 int lockspace_restore(LockspaceTable *table, const char *path, const char *extra);
 int lockspace_restore_hold(LockspaceTable *table, Lease *lease, const char *lockspace, const char *resource, Owner *owner,
@@ -101,12 +95,6 @@ typedef struct AcquireRequest {
         ListNode *taken; /* where the connection that asks keeps its holds; NULL: it is the owner's own */
         uint64_t taker;  /* the number of that connection */
 } AcquireRequest;
-
-/* Locks again what was lost, if the name still means that file: LOCKSPACE_E_UNSTABLE if not. Else as lockspace_acquire(). */
-int lockspace_regain(LockspaceTable *table, const AcquireRequest *request, const FileId *id, bool autocreate,
-                     LockspaceRefusal *refusal);
-/* A hold without a lock, UNPROTECTED. -EINVAL: no such lockspace. */
-int lockspace_show_unprotected(LockspaceTable *table, const char *lockspace, const char *resource, Owner *owner, bool shared);
 
 /* 0 (granted), LOCKSPACE_E_*, or -errno. */
 int lockspace_acquire(LockspaceTable *table, const AcquireRequest *request, LockspaceRefusal *refusal);

@@ -35,7 +35,7 @@ static const char help[] =
         "\n"
         "Signals: HUP reads the configuration and opens log files again; USR1 executes the lockd\n"
         "that is installed now, keeping every lock and connection; TERM and INT end lockd when no\n"
-        "lock is held, or its holder keeps them. See lockd(8), lockd.conf(5), lockd-admin(8).\n";
+        "lock is held. See lockd(8), lockd.conf(5), lockd-admin(8).\n";
 
 static const struct option long_options[] = {
         { "daemon", no_argument, NULL, 'd' },       { "config", required_argument, NULL, 'f' },

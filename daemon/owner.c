@@ -19,7 +19,6 @@
 #include "cleanup.h"
 #include "fault.h"
 #include "fds.h"
-#include "keep.h"
 #include "log.h"
 #include "uuid.h"
 
@@ -169,7 +168,6 @@ static Owner *owner_free(Owner *owner)
                 return NULL;
         if (owner->in_table)
                 HASH_DEL(owner->table->owners, owner);
-        keep_owner_gone(owner);
         list_unlink(&owner->in_all);
         close_fd(owner->pidfd);
         free(owner->name);
@@ -244,7 +242,6 @@ int owner_find(OwnerTable *table, const OwnerPeer *peer, const uint8_t uuid[OWNE
         owner->foreign_ns = namespace;
         owner->foreign_pid = pid;
         list_init(&owner->holds);
-        list_init(&owner->own_callers);
         owner->name = strdup(name);
         if (!owner->name)
                 return FAULT(-ENOMEM);
@@ -285,7 +282,6 @@ int owner_restore(OwnerTable *table, const Owner *seed, Owner **ret)
                 .own_socket = seed->own_socket,
         };
         list_init(&owner->holds);
-        list_init(&owner->own_callers);
         if (owner->name && !owner->dead) {
                 HASH_ADD(hh, table->owners, key, sizeof(owner->key), owner);
                 owner->in_table = hash_added(owner);
@@ -300,34 +296,6 @@ int owner_restore(OwnerTable *table, const Owner *seed, Owner **ret)
                 table->newest = owner->number;
         *ret = owner;
         return 0;
-}
-
-int owner_revive(OwnerTable *table, const Owner *seed, Owner **ret)
-{
-        _cleanup_fd_ int pidfd = -1;
-        uint64_t start = seed->start_time;
-        Owner fresh = *seed;
-        Owner *owner;
-        int r;
-
-        HASH_FIND(hh, table->owners, &seed->key, sizeof(seed->key), owner);
-        if (owner && !owner_has_ended(owner) && (seed->key.pid == 0 || owner->start_time == seed->start_time)) {
-                *ret = owner;
-                return 0;
-        }
-        if (seed->key.pid != 0) {
-                r = open_process(seed->key.pid, &pidfd, &start);
-                if (r != 0)
-                        return r < 0 ? PASS(r) : OWNER_E_GONE;
-                if (start != seed->start_time)
-                        return OWNER_E_GONE;
-        }
-        fresh.pidfd = pidfd;
-        fresh.number = table->newest + 1;
-        r = owner_restore(table, &fresh, ret);
-        if (r == 0)
-                TAKE_FD(pidfd);
-        return PASS(r);
 }
 
 const ListNode *owner_table_all(const OwnerTable *table)

@@ -51,9 +51,6 @@ struct Owner {
         size_t unprotected;  /* of them: holds that were taken away by force */
         ListNode holds;      /* of Hold */
         struct Death *death; /* the reaper's */
-        ListNode own_callers; /* of Caller.in_owner: its own connections */
-        uint64_t kept;       /* which processes of the holder have it, and what of it ... */
-        uint64_t kept_words; /* ... is the newest of it: bits of HolderChild */
         char *extra;         /* what a newer lockd's state said beside; NULL: nothing */
 };
 
@@ -83,9 +80,6 @@ int owner_find(OwnerTable *table, const OwnerPeer *peer, const uint8_t uuid[OWNE
 /* An owner as it was before a restart: key, name, id, pidfd (taken over on success), start_time, number, dead, proved,
  * own_socket, foreign_* of seed. */
 int owner_restore(OwnerTable *table, const Owner *seed, Owner **ret);
-
-/* The owner whose process was seed's, with that start time; seed->pidfd does not count. 0, OWNER_E_GONE, or -errno. */
-int owner_revive(OwnerTable *table, const Owner *seed, Owner **ret);
 
 /* All owners, the dead ones too: nodes are Owner.in_all. */
 const ListNode *owner_table_all(const OwnerTable *table);

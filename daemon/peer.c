@@ -6,9 +6,6 @@
  * A connection that sends what cannot be a frame gets an error and is closed. The own connection of an owner with holds
  * is the exception: lockd never closes it, because only an EOF that the owner caused tells of its death. Its input is
  * discarded from then on (MUTE), and its end is the hang-up that comes when the last copy of it is closed.
- *
- * A connection that outlives lockd must not wait for ever for the answer to a call that a killed lockd had read. So calls
- * of own connections are taken out of the socket when their answer is in it, not before: the next lockd finds them there.
  */
 #include "peer.h"
 
@@ -116,9 +113,9 @@ static void peer_end(Peer *peer, bool unanswered)
 
         if (peer->fd < 0)
                 return;
-        unanswered = unanswered || peer->deaf || peer->later || peer->out.len > 0 || peer->in.len > 0;
+        unanswered = unanswered || peer->deaf || peer->out.len > 0 || peer->in.len > 0;
         caller_end(&peer->caller, set->services->reaper, unanswered);
-        /* The close alone would not do it while the holder, or a child that was just forked, has a copy. */
+        /* The close alone would not do it while a child that was just forked has a copy. */
         (void)epoll_ctl(set->epoll, EPOLL_CTL_DEL, peer->fd, NULL);
         peer->fd = close_fd(peer->fd);
         list_unlink(&peer->in_set);
@@ -143,12 +140,6 @@ static void free_ended(PeerSet *set)
                 peer_free(list_entry(node, Peer, in_set));
 }
 
-/* Its calls stay in the socket until they are answered; what came along with its REGISTER excepted. */
-static bool is_lasting(const Peer *peer)
-{
-        return peer->caller.own && peer->in.len == 0;
-}
-
 static size_t input_max(const Peer *peer)
 {
         return peer->set->program->message_max + 65536;
@@ -163,7 +154,7 @@ static void update_interest(Peer *peer)
         if (peer->out.len > 0 || peer->resume)
                 event.events |= EPOLLOUT;
         if (peer->state != PEER_CLOSING && !peer->half_closed && !peer->resume && peer->out.len < PEER_UNSENT_MAX &&
-            !(peer->later && (is_lasting(peer) || peer->in.len >= input_max(peer))))
+            !(peer->later && peer->in.len >= input_max(peer)))
                 event.events |= EPOLLIN;
         if (event.events == peer->interest)
                 return;
@@ -354,59 +345,13 @@ static void handle_eof(Peer *peer, uint32_t events)
                 peer->half_closed = true;
 }
 
-static void take_out(Peer *peer, size_t len)
-{
-        if (len > 0)
-                (void)recv(peer->fd, peer->set->scratch, len, MSG_DONTWAIT);
-}
-
-/* The first n bytes are in the socket still. */
-static void handle_lasting(Peer *peer, size_t n)
-{
-        size_t used = handle_input(peer, peer->set->scratch, n), waiting = peer->later ? peer->call.length : 0;
-        int r = 0;
-
-        flush(peer);
-        if (peer->state == PEER_OPEN && used == 0 && !peer->resume) {
-                used = n; /* part of a call: the rest is on its way */
-                r = buffer_append(&peer->in, peer->set->scratch, n);
-        }
-        take_out(peer, used - waiting);
-        if (r < 0)
-                give_up_input(peer, "no memory for its input");
-}
-
-/* Takes out the call that has been answered late. After an upgrade only its serial is known. */
-static void take_out_answered(Peer *peer)
-{
-        uint8_t bytes[FRAME_HEADER_SIZE];
-        FrameHeader header;
-        ssize_t n = recv(peer->fd, bytes, sizeof(bytes), MSG_DONTWAIT | MSG_PEEK);
-        int r = n == (ssize_t)sizeof(bytes) ? frame_parse(bytes, sizeof(bytes), peer->set->program->message_max, &header) : -EBADMSG;
-
-        if ((r == 0 || r == FRAME_E_PARTIAL) && header.serial == peer->call.serial && header.procedure == peer->call.procedure)
-                take_out(peer, header.length);
-}
-
 static void on_ready(Peer *peer, uint32_t events)
 {
         ssize_t n;
 
-        if (peer->later && is_lasting(peer) && (events & (EPOLLHUP | EPOLLERR)))
-                take_out_answered(peer); /* nobody waits for the answer any more */
         if (peer->resume) {
                 peer->resume = false;
-                if (is_lasting(peer))
-                        events |= EPOLLIN;
-                else
-                        handle_bytes(peer, NULL, 0);
-        }
-        if (is_lasting(peer) && !peer->later && peer->state == PEER_OPEN && (events & EPOLLIN)) {
-                n = recv(peer->fd, peer->set->scratch, PEER_READ_MAX, MSG_DONTWAIT | MSG_PEEK);
-                if (n > 0) {
-                        handle_lasting(peer, (size_t)n);
-                        events &= ~(uint32_t)(EPOLLIN | EPOLLHUP | EPOLLERR); /* an end is told again */
-                }
+                handle_bytes(peer, NULL, 0);
         }
         if (!peer->resume && (events & (EPOLLIN | EPOLLHUP | EPOLLERR))) {
                 n = recv(peer->fd, peer->set->scratch, PEER_READ_MAX, MSG_DONTWAIT);
@@ -461,10 +406,6 @@ static void answer_later(Caller *caller, const struct RpcError *error, const voi
                 queue_reply(peer, &reply);
         else
                 give_up_input(peer, "no memory for a reply");
-        if (is_lasting(peer)) {
-                flush(peer);
-                take_out_answered(peer);
-        }
         peer->later = false;
         peer->resume = true;
         update_interest(peer);
@@ -580,8 +521,6 @@ int peer_restore(PeerSet *set, const lockd_peer *record, Owner *owner, Peer **re
         if (owner) {
                 owner->peers++;
                 owner->own_peers += record->own ? 1 : 0;
-                if (record->own)
-                        list_append(&owner->own_callers, &peer->caller.in_owner);
         }
         list_append(&set->peers, &peer->in_set);
         set->count++;
@@ -591,11 +530,6 @@ int peer_restore(PeerSet *set, const lockd_peer *record, Owner *owner, Peer **re
         update_interest(peer);
         *ret = peer;
         return 0;
-}
-
-Peer *peer_of_caller(Caller *caller)
-{
-        return (Peer *)(void *)((char *)caller - offsetof(Peer, caller));
 }
 
 Caller *peer_caller(Peer *peer)

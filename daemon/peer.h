@@ -34,7 +34,6 @@ void peer_record(const Peer *peer, lockd_peer *ret);
  * it, its call that waits is resumed by peer_resume(). */
 int peer_restore(PeerSet *set, const lockd_peer *record, Owner *owner, Peer **ret);
 Caller *peer_caller(Peer *peer);
-Peer *peer_of_caller(Caller *caller);
 /* All connections: nodes of this list are found with peer_of(). */
 const ListNode *peer_set_all(const PeerSet *set);
 Peer *peer_of(const ListNode *node);

@@ -143,7 +143,6 @@ static int stand_in(StateKind kind, StateRecord *record, void *userdata)
         case STATE_STRAY:
                 return PASS(stand_in_at(record->stray.fd));
         case STATE_HEADER:
-        case STATE_HOLD:
         case STATE_LOCKSPACE:
         case STATE_END:
         default:
@@ -444,8 +443,6 @@ static int restore_record(StateKind kind, StateRecord *record, void *userdata)
                 return PASS(restore_lease(restore, &record->lease));
         case STATE_STRAY:
                 return PASS(restore_stray(restore, &record->stray));
-        case STATE_HOLD: /* adopt.c puts them into their leases */
-                return 0;
         case STATE_END:
         default:
                 return PASS(restore_end(restore, &record->end));
@@ -477,15 +474,13 @@ static int resume_waits(StateKind kind, StateRecord *record, void *userdata)
 {
         Restore *restore = userdata;
 
-        if (kind == STATE_PEER && record->peer.later != LOCKD_LATER_NO && (unsigned)record->peer.server < RESTORE_SERVERS)
-                list_for_each(node, peer_set_all(restore->parts->peers[record->peer.server])) {
+        if (kind == STATE_PEER && record->peer.server == LOCKD_SERVER_ADMIN)
+                list_for_each(node, peer_set_all(restore->parts->peers[RESTORE_ADMIN])) {
                         Caller *caller = peer_caller(peer_of(node));
 
                         if (caller->number != record->peer.number)
                                 continue;
-                        if (record->peer.later == LOCKD_LATER_HOLDER && !restore->trial)
-                                caller->answer_later(caller, NULL, NULL);
-                        else if (record->peer.later == LOCKD_LATER_KILL)
+                        if (record->peer.later == LOCKD_LATER_KILL)
                                 rpc_admin_resume_kill(caller, ref_find(restore->owners, record->peer.waits_for));
                         else if (record->peer.later == LOCKD_LATER_UPGRADE && !restore->trial)
                                 caller->answer_later(caller, NULL, NULL);

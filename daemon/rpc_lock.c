@@ -9,7 +9,6 @@
 #define LOG_SOURCE "rpc"
 #include "fault.h"
 #include "frame.h"
-#include "keep.h"
 #include "log.h"
 #include "rpc.h"
 #include "virtlock.h"
@@ -268,9 +267,8 @@ static int call_acquire(RpcCall *call)
         if (r != 0)
                 return r;
         r = lockspace_acquire(call->services->lockspaces, &request, &refusal);
-        if (r != 0)
-                return refuse(call, r, &refusal, request.autocreate ? "Unable to open/create resource" : "Unable to open resource");
-        return keep_is_safe(caller) ? 0 : RPC_E_LATER;
+        return r == 0 ? 0 :
+                        refuse(call, r, &refusal, request.autocreate ? "Unable to open/create resource" : "Unable to open resource");
 }
 
 static int call_release(RpcCall *call)

@@ -86,20 +86,6 @@ static lockd_state lease_state(const Lease *lease)
         return LOCKD_STATE_ORPHANED;
 }
 
-void snapshot_hold(const Hold *hold, lockd_hold *ret)
-{
-        *ret = (lockd_hold){
-                .resource = borrow(hold->resource->name),
-                .lockspace = borrow(hold->resource->lockspace->path),
-                .since = hold->since,
-                .unconfirmed = hold->unconfirmed,
-                .extra = borrow(hold->extra),
-                .taken_by = list_linked(&hold->in_taken) ? hold->taker : 0,
-                .number = hold->number,
-        };
-        snapshot_owner(hold->owner, &ret->owner);
-}
-
 int snapshot_lease(const Lease *lease, size_t max_holds, lockd_record *ret)
 {
         size_t n = lease->n_holds < max_holds ? lease->n_holds : max_holds, i = 0;
@@ -113,7 +99,14 @@ int snapshot_lease(const Lease *lease, size_t max_holds, lockd_record *ret)
 
                 if (i == n)
                         break;
-                snapshot_hold(hold, &holds[i++]);
+                snapshot_owner(hold->owner, &holds[i].owner);
+                holds[i].resource = borrow(hold->resource->name);
+                holds[i].lockspace = borrow(hold->resource->lockspace->path);
+                holds[i].since = hold->since;
+                holds[i].unconfirmed = hold->unconfirmed;
+                holds[i].extra = borrow(hold->extra);
+                holds[i].taken_by = list_linked(&hold->in_taken) ? hold->taker : 0;
+                i++;
         }
         *ret = (lockd_record){
                 .id = lease->id,
@@ -238,7 +231,6 @@ int snapshot_restore_hold(LockspaceTable *lockspaces, Lease *lease, const lockd_
         hold->unconfirmed = record->unconfirmed;
         hold->extra = extra_of(&record->extra);
         hold->taker = record->taken_by;
-        hold_set_number(hold, record->number);
         if (taken)
                 list_append(taken, &hold->in_taken);
         return 0;

@@ -12,8 +12,6 @@
 int snapshot_lease(const Lease *lease, size_t max_holds, lockd_record *ret);
 void snapshot_lease_done(lockd_record *record);
 
-/* As in snapshot_lease(). */
-void snapshot_hold(const Hold *hold, lockd_hold *ret);
 void snapshot_owner(const Owner *owner, lockd_owner *ret);
 
 /* The way back, after a restart. An fd of a record is taken over on success. -EINVAL: the record makes no sense. */

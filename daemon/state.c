@@ -58,8 +58,6 @@ static const Field listener_fields[] = {
         FIELD_FD(lockd_listener, fd),
         FIELD(lockd_listener, path, FIELD_BYTES),
         FIELD_FD(lockd_listener, guard),
-        FIELD(lockd_listener, dev, FIELD_HYPER),
-        FIELD(lockd_listener, ino, FIELD_HYPER),
         FIELD_LAST,
 };
 
@@ -114,7 +112,6 @@ static const Field hold_fields[] = {
         FIELD(lockd_hold, since, FIELD_HYPER),
         FIELD(lockd_hold, unconfirmed, FIELD_BOOL),
         FIELD(lockd_hold, taken_by, FIELD_HYPER),
-        FIELD(lockd_hold, number, FIELD_HYPER),
         FIELD_REST(lockd_hold),
         FIELD_LAST,
 };
@@ -139,7 +136,6 @@ static const struct {
         [STATE_PEER] = { "peer", peer_fields },
         [STATE_LEASE] = { "lease", lease_fields },
         [STATE_STRAY] = { "stray", stray_fields },
-        [STATE_HOLD] = { "hold", hold_fields },
         [STATE_END] = { "end", end_fields },
 };
 

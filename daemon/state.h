@@ -25,7 +25,6 @@ typedef enum StateKind {
         STATE_PEER,
         STATE_LEASE,
         STATE_STRAY,
-        STATE_HOLD, /* by itself: in records for the holder only, see adopt.c */
         STATE_END,
 } StateKind;
 
@@ -37,7 +36,6 @@ typedef union StateRecord {
         lockd_peer peer;
         lockd_record lease; /* of its holds' owners only the number */
         lockd_stray stray;
-        lockd_hold hold; /* of its owner only the number */
         lockd_end end;
 } StateRecord;
 

@@ -13,33 +13,25 @@ cd "$tree"
 house='
 main=150
 daemon=280           only main
-keeper=430           only daemon
-adopt=400 regain=260  only keeper
 upgrade giveback     only daemon
 verify               only daemon
 takeover             only main daemon giveback
-restore              only main daemon upgrade giveback takeover keeper
-listener=150         only daemon restore keeper
-peer=350             only daemon restore listener keeper
+restore              only main daemon upgrade giveback takeover
+listener=150         only daemon restore
+peer=350             only daemon restore listener
 dispatch=220         only peer
 rpc_lock=220 rpc_admin
 rpc
-caller               only rpc regain
-snapshot=260         only upgrade restore rpc_admin keeper
-journal=330          only keeper regain
+caller               only rpc
+snapshot=260         only upgrade restore rpc_admin
 reaper=200
 lockspace=330
 lease                only lockspace snapshot verify
 owner=160
-storage=300          only lockspace takeover adopt keeper daemon
+storage=300          only lockspace takeover
 lockfile=160         only lease storage
-holder_link=700      only keeper adopt
-keep
 config=220           only main daemon giveback
-state=260            only upgrade restore takeover keeper adopt
-holder=650
-spawn=100 holder_tool=130 only holder holder_link
-holder_protocol      only holder spawn holder_tool holder_link
+state=260            only upgrade restore takeover
 log fds fault
 lockd_admin          only rpc_admin
 record               only peer caller snapshot state lockd_admin restore
@@ -52,19 +44,19 @@ utf8 uuid hash table list cleanup exit_codes
 
 # Things that have one place in daemon/. PATTERN | FILES where it may be (globs) | why.
 # Children may end and be killed: storage.c has one that flushes a device, upgrade.c and giveback.c one that tries a new
-# binary, adopt.c one that reads records. holder/ is a program of its own. takeover.c reads virtlockd's JSON.
+# binary. takeover.c reads virtlockd's JSON.
 places='
 json-c|\bjson_                       | state.c takeover.c                  | json-c is known to state.c and takeover.c only
 F_(OFD_)?SETLK(64)?W                 |                                     | nothing waits for a lock
 F_(OFD_)?SETLK                       | lockfile.c                          | locks are set in lockfile.c only
 pidfd_send_signal|send_child_signal|SYS_(t|tg)?kill|SYS_rt_(tg)?sigqueueinfo | reaper.c | only reaper.c signals owners
-\b(t|tg)?kill(pg)?\(|\b(raise|sigqueue|pthread_kill)\( | reaper.c upgrade.c giveback.c holder/* | only reaper.c signals owners
+\b(t|tg)?kill(pg)?\(|\b(raise|sigqueue|pthread_kill)\( | reaper.c upgrade.c giveback.c | only reaper.c signals owners
 \bf?exec(l|v)[a-z]*\(|SYS_execve|\bposix_spawnp?\(|\bsystem\(|\bpopen\( | upgrade.c giveback.c holder/* | only upgrade.c, giveback.c and the holder execute programs
 \bxdr[a-z]*_|\bXDR\b|\bwire_|<rpc/   | dispatch.[ch] rpc.[ch] rpc_*.c      | XDR is known to dispatch and rpc_* only
 \b(quick_)?exit\(|\babort\(|\bassert\(|\bv?errx?\(|__builtin_(trap|abort) | main.c | below main nothing ends the process: that would release every lock
-\b_[eE]xit\(|SYS_exit                | main.c storage.c upgrade.c giveback.c adopt.c holder/* | below main nothing ends the process: that would release every lock
+\b_[eE]xit\(|SYS_exit                | main.c storage.c upgrade.c giveback.c | below main nothing ends the process: that would release every lock
 <uthash                              |                                     | uthash ends the process when memory is short: include hash.h
-systemd/sd-event\.h|\bsd_event_      | daemon.c upgrade.* giveback.* verify.* listener.* peer.* reaper.* keeper.* regain.* holder_link.* | events are known to daemon, upgrade, giveback, verify, listener, peer, reaper, keeper, regain and holder_link only
+systemd/sd-event\.h|\bsd_event_      | daemon.c upgrade.* giveback.* verify.* listener.* peer.* reaper.* | events are known to daemon, upgrade, giveback, verify, listener, peer and reaper only
 '
 
 failures=0
@@ -166,7 +158,7 @@ while read -r line; do
     for word in ${line%% only *}; do
         module=${word%%=*}
         files=()
-        for dir in daemon daemon/holder protocol include; do
+        for dir in daemon protocol include; do
             for suffix in c h x; do
                 [ ! -e "$dir/$module.$suffix" ] || files+=("$dir/$module.$suffix")
             done

@@ -2,7 +2,6 @@
 /* Invariant: every process that the harness started ends with the test, and a test never hangs for ever. */
 #include "harness.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -91,9 +90,6 @@ static void write_config(const TestDaemon *daemon, const char *config)
 
         assert_non_null(f);
         fprintf(f, "lock_socket = \"%s\"\nadmin_socket = \"%s\"\n%s", daemon->lock_socket, daemon->admin_socket, config ? config : "");
-        /* Most tests are about what a lockd does that is alone. */
-        if (!config || !strstr(config, "holder = "))
-                fprintf(f, "\nholder = \"off\"\n");
         fclose(f);
 }
 
@@ -123,12 +119,25 @@ void install_copy(const char *from, const char *to)
         assert_int_equal(rename(fresh, to), 0);
 }
 
-void daemon_launch(TestDaemon *daemon, const char *const *arguments)
+static void start(TestDaemon *daemon, bool copy, const char *config, const char *const *arguments)
 {
-        const char *binary = *daemon->binary ? daemon->binary : getenv("LOCKD") ? getenv("LOCKD") : "build/lockd";
+        static int number;
+        const char *binary = getenv("LOCKD") ? getenv("LOCKD") : "build/lockd";
         const char *argv[16] = { binary, "-f", daemon->config, "-v" };
         int n = 4, log;
 
+        (void)snprintf(daemon->dir, sizeof(daemon->dir), "%s/d%d.%d", getenv("WORK"), (int)getpid(), number++);
+        assert_int_equal(mkdir(daemon->dir, 0700), 0);
+        (void)snprintf(daemon->lock_socket, sizeof(daemon->lock_socket), "%s/lock", daemon->dir);
+        (void)snprintf(daemon->admin_socket, sizeof(daemon->admin_socket), "%s/admin", daemon->dir);
+        (void)snprintf(daemon->log, sizeof(daemon->log), "%s/log", daemon->dir);
+        (void)snprintf(daemon->config, sizeof(daemon->config), "%s/lockd.conf", daemon->dir);
+        (void)snprintf(daemon->binary, sizeof(daemon->binary), "%s/lockd", daemon->dir);
+        if (copy) {
+                install_copy(binary, daemon->binary);
+                argv[0] = binary = daemon->binary;
+        }
+        write_config(daemon, config);
         for (; arguments && *arguments; arguments++)
                 argv[n++] = *arguments;
         daemon->pid = fork();
@@ -142,25 +151,6 @@ void daemon_launch(TestDaemon *daemon, const char *const *arguments)
                 execv(binary, (char **)(uintptr_t)argv);
                 _exit(127);
         }
-}
-
-static void start(TestDaemon *daemon, bool copy, const char *config, const char *const *arguments)
-{
-        static int number;
-
-        (void)snprintf(daemon->dir, sizeof(daemon->dir), "%s/d%d.%d", getenv("WORK"), (int)getpid(), number++);
-        assert_int_equal(mkdir(daemon->dir, 0700), 0);
-        (void)snprintf(daemon->lock_socket, sizeof(daemon->lock_socket), "%s/lock", daemon->dir);
-        (void)snprintf(daemon->admin_socket, sizeof(daemon->admin_socket), "%s/admin", daemon->dir);
-        (void)snprintf(daemon->log, sizeof(daemon->log), "%s/log", daemon->dir);
-        (void)snprintf(daemon->config, sizeof(daemon->config), "%s/lockd.conf", daemon->dir);
-        *daemon->binary = '\0';
-        if (copy) {
-                (void)snprintf(daemon->binary, sizeof(daemon->binary), "%s/lockd", daemon->dir);
-                install_copy(getenv("LOCKD") ? getenv("LOCKD") : "build/lockd", daemon->binary);
-        }
-        write_config(daemon, config);
-        daemon_launch(daemon, arguments);
         wait_until(answers(daemon->lock_socket) && answers(daemon->admin_socket));
 }
 
@@ -181,38 +171,6 @@ void daemon_end(TestDaemon *daemon)
         (void)kill(daemon->pid, SIGKILL);
         assert_int_equal(waitpid(daemon->pid, NULL, 0), daemon->pid);
         daemon->pid = 0;
-}
-
-static bool is_running(const char *pid, const char *name)
-{
-        char path[300], text[64] = "", state = 0;
-        FILE *f;
-
-        (void)snprintf(path, sizeof(path), "/proc/%s/stat", pid);
-        f = fopen(path, "re");
-        if (!f)
-                return false;
-        if (fscanf(f, "%*d (%63[^)]) %c", text, &state) != 2)
-                state = 'X';
-        fclose(f);
-        return strcmp(text, name) == 0 && state != 'Z' && state != 'X';
-}
-
-void holder_end(void)
-{
-        DIR *proc = opendir("/proc");
-        struct dirent *entry;
-
-        assert_non_null(proc);
-        (void)work_path(""); /* fails outside of tests/isolate: there are others' processes */
-        while ((entry = readdir(proc)))
-                if (atoi(entry->d_name) > 1 && is_running(entry->d_name, "lockd-holder")) {
-                        (void)kill(atoi(entry->d_name), SIGKILL);
-                        wait_until(!is_running(entry->d_name, "lockd-holder"));
-                }
-        closedir(proc);
-        (void)unlink("/run/lockd/holder/journal");
-        (void)unlink("/run/lockd/holder/journal.long");
 }
 
 void daemon_start_under(TestDaemon *daemon, const char *command, const char *config)

@@ -41,10 +41,6 @@ void daemon_start_under(TestDaemon *daemon, const char *command, const char *con
 void daemon_start_copy(TestDaemon *daemon, const char *config, const char *const *arguments);
 /* A copy of from becomes to, as an installation does it: by a rename over what is there. */
 void install_copy(const char *from, const char *to);
-/* Ends what lockds with the default holder_dir left behind when they were killed: what it keeps, and the journal. */
-void holder_end(void);
-/* Starts one more in the place of one that has ended: the same configuration, the same log. Does not wait. */
-void daemon_launch(TestDaemon *daemon, const char *const *arguments);
 /* Kills it and waits. */
 void daemon_end(TestDaemon *daemon);
 /* Ends it as an administrator would, whatever is held, so that it takes down all it has built; fails when that goes wrong

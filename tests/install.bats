@@ -21,16 +21,12 @@ install_to() { # DESTDIR [VARIABLE=VALUE...]
     equals "$(cd "$T/root" && find . -type f -printf '%m %p\n' | sort -k 2)" "\
 644 ./etc/lockd/lockd.conf
 644 ./usr/lib/systemd/system/lockd-admin.socket
-644 ./usr/lib/systemd/system/lockd-holder.service
-644 ./usr/lib/systemd/system/lockd-holder.socket
 644 ./usr/lib/systemd/system/lockd.service
 644 ./usr/lib/systemd/system/lockd.socket
-755 ./usr/libexec/lockd/lockd-holder
 755 ./usr/sbin/lockd
 755 ./usr/sbin/lockd-admin
 644 ./usr/share/man/man5/lockd.conf.5
 644 ./usr/share/man/man8/lockd-admin.8
-644 ./usr/share/man/man8/lockd-holder.8
 644 ./usr/share/man/man8/lockd.8"
     equals "$(find "$T/root/usr" "$T/root/etc" -type d ! -perm 755)" ""
     "$T/root/usr/sbin/lockd" --version
@@ -62,7 +58,7 @@ install_to() { # DESTDIR [VARIABLE=VALUE...]
 
 # --- units
 
-UNITS="lockd.service lockd.socket lockd-admin.socket lockd-holder.service lockd-holder.socket"
+UNITS="lockd.service lockd.socket lockd-admin.socket"
 
 # A root folder with the units of this machine's systemd, stand-ins of libvirt's, and ours.
 make_root() {
@@ -186,7 +182,7 @@ setting() { # UNIT KEY
     done
     run -0 verify libvirtd.service
     equals "$output" ""
-    for unit in ${UNITS/lockd-holder.service/}; do # that is started by its socket only
+    for unit in $UNITS; do
         equals "$(systemctl --root="$root" is-enabled "$unit")" enabled
     done
     # Installing or enabling libvirt afterwards changes nothing.

@@ -11,7 +11,7 @@ setup_file() {
     mkdir -p "$T/tmpfs"
     mount -t tmpfs tmpfs "$T/tmpfs"
     mkdir "$T/tmpfs/images"
-    printf 'lock_socket = "%s"\nadmin_socket = "%s"\nholder = "off"\n' "$T/lock" "$T/admin" >"$T/conf"
+    printf 'lock_socket = "%s"\nadmin_socket = "%s"\n' "$T/lock" "$T/admin" >"$T/conf"
     # Not what the malloc of tests does, and of libc's variants the one that all machines have.
     unset MALLOC_PERTURB_
     export GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX2_Usable,-AVX2,-AVX512F,-AVX512VL,-EVEX,-ERMS,-FSRM

@@ -19,7 +19,7 @@ setup() {
     T=${WORK:?is not set: run this under tests/isolate}/$BATS_TEST_NUMBER
     mkdir "$T"
     started=()
-    conf
+    : >"$T/lockd.conf"
     mkfifo "$T/open"
     # A stdin that never ends, for stand-ins that end by a signal.
     exec {open_stdin}<>"$T/open"
@@ -94,11 +94,8 @@ milliseconds() {
 }
 
 # conf LINE...: the configuration that lockd_start uses.
-# Most tests are about what a lockd does that is alone: "holder = ..." to have it otherwise.
 conf() {
-    local off='holder = "off"'
-    [[ "$*" == *'holder = '* ]] && off=
-    printf '%s\n' "$@" "$off" >"$T/lockd.conf"
+    printf '%s\n' "$@" >"$T/lockd.conf"
 }
 
 # --- processes

@@ -264,7 +264,6 @@ static void take_over(void)
 static void end_all(void)
 {
         daemon_end(&daemon_under_test);
-        holder_end();
 }
 
 static int teardown(void **state)
