@@ -724,8 +724,11 @@ int state_read(const char *line, StateKind *ret_kind, StateRecord *ret)
         json_object *object, *value;
         int r;
 
+        errno = 0;
         if (scan_line(line, ret_kind, ret))
                 return 0;
+        if (errno == ENOMEM)
+                return FAULT(-ENOMEM); /* json-c would get none either, and does not always look */
         object = json_tokener_parse(line);
         r = json_object_is_type(object, json_type_object) ? STATE_E_UNKNOWN : FAULT(-EBADMSG);
         for (size_t kind = 0; r == STATE_E_UNKNOWN && kind < sizeof(kinds) / sizeof(kinds[0]); kind++)
